@@ -1,1 +1,6 @@
-//! .
+//! Weft's node agent: the pod network of one node, and the pods that run on it.
+//!
+//! The entry point is [`agent::run`]. `ARCHITECTURE.md` says which module answers for what.
+
+pub mod endpoint;
+pub mod mac;
