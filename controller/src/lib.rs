@@ -1,1 +1,6 @@
 //! .
+
+pub mod controllers;
+pub mod informer;
+pub mod queue;
+pub mod scheduler;

@@ -1,0 +1,214 @@
+//! The controllers: each watches some kinds, puts keys into a queue and makes the world match one object at a time, as
+//! `reconcile(key) → read → pure decision → write`.
+//!
+//! They speak to the API server through a [`kube::Client`] alone, so they run against any Kubernetes API server. Stores are
+//! shared: one copy of the pods serves all controllers.
+
+pub mod config;
+pub mod context;
+pub mod deployment;
+pub mod events;
+pub mod expectations;
+pub mod garbage;
+pub mod namespace;
+pub mod node_ipam;
+pub mod node_lifecycle;
+pub mod pod;
+pub mod pod_gc;
+pub mod replication;
+pub mod service_account;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::Client;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, debug, info, info_span};
+
+pub use config::ControllersConfig;
+pub(crate) use context::Context;
+
+use crate::informer::ObjectKey;
+use crate::queue::Queue;
+
+/// Why a reconcile could not finish; its key is tried again after a back-off.
+#[derive(Debug, thiserror::Error)]
+pub enum ControllerError {
+    /// A request failed.
+    #[error("{verb} {what} failed")]
+    Api {
+        /// What was tried.
+        verb: &'static str,
+        /// On which object.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: kube::Error,
+    },
+    /// An object says something that cannot be.
+    #[error("{what} is invalid: {why}")]
+    Invalid {
+        /// Which object.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The controllers' configuration cannot work.
+    #[error("invalid controller configuration: {0}")]
+    Config(String),
+    /// Some part of a batch failed; the rest was done.
+    #[error("{failed} of {tried} requests failed")]
+    Batch {
+        /// Requests that failed.
+        failed: usize,
+        /// Requests that were made.
+        tried: usize,
+        /// The first failure.
+        #[source]
+        source: Box<ControllerError>,
+    },
+}
+
+impl ControllerError {
+    /// Names the request that `source` ended.
+    pub(crate) fn api(verb: &'static str, what: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
+        let what = what.into();
+        move |source| ControllerError::Api { verb, what, source }
+    }
+
+    /// Whether another writer was faster: the next event brings the fresh object.
+    pub(crate) fn is_conflict(&self) -> bool {
+        matches!(self, ControllerError::Api { source: kube::Error::Api(status), .. } if status.code == 409)
+    }
+}
+
+/// Whether the object was not there.
+pub(crate) fn is_not_found(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
+/// Whether the server refused the write because of what others wrote.
+pub(crate) fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 409)
+}
+
+/// What a reconcile wants next.
+pub(crate) type Outcome = Result<Option<Duration>, ControllerError>;
+
+/// The controllers, in the order in which they start.
+const CONTROLLERS: &[(&str, fn(&Arc<Context>))] = &[
+    ("node-ipam", node_ipam::start),
+    ("node-lifecycle", node_lifecycle::start),
+    ("service-account", service_account::start),
+    ("replication", replication::start),
+    ("deployment", deployment::start),
+    ("pod-gc", pod_gc::start),
+    ("garbage-collector", garbage::start),
+    ("namespace", namespace::start),
+];
+
+/// Runs all controllers until `shutdown`.
+///
+/// # Errors
+/// [`ControllerError::Config`] if the configuration cannot work. Failures of the API are retried for ever.
+pub async fn run(
+    client: Client,
+    config: ControllersConfig,
+    shutdown: CancellationToken,
+) -> Result<(), ControllerError> {
+    config.validate()?;
+    let context = Context::new(client, config, shutdown.clone());
+    for (name, start) in CONTROLLERS {
+        debug!(controller = name, "starting");
+        start(&context);
+    }
+    context.follow_all();
+    info!(controllers = CONTROLLERS.len(), "controllers started");
+    shutdown.cancelled().await;
+    context.tracker.close();
+    context.tracker.wait().await;
+    Ok(())
+}
+
+/// Starts `workers` tasks that take keys from `queue`, once `ready` is done, and reconcile them.
+pub(crate) fn spawn_workers<R, F>(
+    context: &Arc<Context>,
+    controller: &'static str,
+    queue: &Queue<ObjectKey>,
+    workers: usize,
+    ready: impl Future<Output = ()> + Send + 'static,
+    reconcile: R,
+) where
+    R: Fn(ObjectKey) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Outcome> + Send,
+{
+    let gate = CancellationToken::new();
+    let opened = gate.clone();
+    let stop = context.shutdown.clone();
+    context.tracker.spawn(async move {
+        tokio::select! {
+            () = ready => opened.cancel(),
+            () = stop.cancelled() => {}
+        }
+    });
+    for _ in 0..workers {
+        let (gate, queue, shutdown, reconcile) = (
+            gate.clone(),
+            queue.clone(),
+            context.shutdown.clone(),
+            reconcile.clone(),
+        );
+        context.tracker.spawn(async move {
+            tokio::select! {
+                () = gate.cancelled() => {}
+                () = shutdown.cancelled() => return,
+            }
+            while let Some(key) = queue.next(&shutdown).await {
+                let span = info_span!("reconcile", controller, %key);
+                work(&queue, key, &reconcile).instrument(span).await;
+            }
+        });
+    }
+}
+
+async fn work<R, F>(queue: &Queue<ObjectKey>, key: ObjectKey, reconcile: &R)
+where
+    R: Fn(ObjectKey) -> F,
+    F: Future<Output = Outcome>,
+{
+    match reconcile(key.clone()).await {
+        Ok(again) => {
+            queue.forget(&key);
+            if let Some(delay) = again {
+                queue.add_after(key.clone(), delay);
+            }
+        }
+        Err(error) if error.is_conflict() => {
+            queue.retry(key.clone());
+            debug!("conflicting write, will retry");
+        }
+        Err(error) => {
+            let delay = queue.retry(key.clone());
+            let failures = queue.failures(&key);
+            // The first retries are the ordinary way to get past a race; a lasting failure is news.
+            if failures > 3 {
+                tracing::warn!(error = %chain(&error), failures, ?delay, "reconcile failed");
+            } else {
+                debug!(error = %chain(&error), ?delay, "reconcile failed");
+            }
+        }
+    }
+    queue.done(&key);
+}
+
+/// An error with its sources on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        source = inner.source();
+    }
+    text
+}

@@ -1,0 +1,7 @@
+//! .
+
+use std::sync::Arc;
+
+use super::Context;
+
+pub(crate) fn start(_context: &Arc<Context>) {}

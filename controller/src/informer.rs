@@ -1,0 +1,470 @@
+//! A local copy of one kind of object, kept true by list and watch.
+//!
+//! A [`Store`] holds what a controller needs of each object (a projection, so that the copy of 30,000 pods stays small)
+//! behind `Arc`s, with indexes, and tells its subscribers about changes. Subscribers put keys into queues and never
+//! keep the object: whoever works on a key reads the store again.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::{self, Debug};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use futures::{StreamExt, pin_mut};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Api;
+use kube::runtime::{WatchStreamExt, watcher};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+/// Namespace and name of an object; the namespace of a cluster-scoped one is empty.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    /// Namespace, or empty.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+}
+
+impl ObjectKey {
+    /// The key of a namespaced object.
+    pub fn new(namespace: &str, name: &str) -> Self {
+        ObjectKey {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+
+    /// The key of a cluster-scoped object.
+    pub fn cluster(name: &str) -> Self {
+        Self::new("", name)
+    }
+
+    /// The key of the object with this metadata.
+    pub fn of(meta: &ObjectMeta) -> Self {
+        Self::new(
+            meta.namespace.as_deref().unwrap_or_default(),
+            meta.name.as_deref().unwrap_or_default(),
+        )
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
+    }
+}
+
+impl Debug for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What a store can be asked for besides a key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum IndexKey {
+    /// Objects of a namespace.
+    Namespace(Arc<str>),
+    /// Objects whose controller has this uid.
+    Owner(Arc<str>),
+    /// Objects of a namespace that have no controller.
+    Orphan(Arc<str>),
+    /// Pods bound to a node.
+    Node(Arc<str>),
+    /// Objects of a namespace that carry a label `key=value`; filled by kinds that are looked up so.
+    Label(Arc<str>, Arc<str>),
+}
+
+/// An object, or a projection of one, that a [`Store`] can hold.
+pub trait Cached: Send + Sync + 'static {
+    /// Its metadata, without managed fields.
+    fn metadata(&self) -> &ObjectMeta;
+
+    /// Where it is found; by default under its namespace and its controller.
+    fn index_keys(&self) -> Vec<IndexKey> {
+        default_index_keys(self.metadata())
+    }
+}
+
+/// Namespace and owner (or orphan) index entries.
+pub fn default_index_keys(meta: &ObjectMeta) -> Vec<IndexKey> {
+    let namespace: Arc<str> = meta.namespace.as_deref().unwrap_or_default().into();
+    let owner = match controller_of(meta) {
+        Some(owner) => IndexKey::Owner(owner.uid.as_str().into()),
+        None => IndexKey::Orphan(namespace.clone()),
+    };
+    vec![IndexKey::Namespace(namespace), owner]
+}
+
+/// The owner reference that is marked as the controller.
+pub fn controller_of(
+    meta: &ObjectMeta,
+) -> Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference> {
+    meta.owner_references
+        .iter()
+        .flatten()
+        .find(|owner| owner.controller == Some(true))
+}
+
+macro_rules! cached_as_is {
+    ($($kind:ty),+ $(,)?) => { $(
+        impl Cached for $kind {
+            fn metadata(&self) -> &ObjectMeta {
+                &self.metadata
+            }
+        }
+    )+ };
+}
+
+cached_as_is!(
+    k8s_openapi::api::apps::v1::ControllerRevision,
+    k8s_openapi::api::apps::v1::DaemonSet,
+    k8s_openapi::api::apps::v1::Deployment,
+    k8s_openapi::api::apps::v1::ReplicaSet,
+    k8s_openapi::api::apps::v1::StatefulSet,
+    k8s_openapi::api::batch::v1::CronJob,
+    k8s_openapi::api::batch::v1::Job,
+    k8s_openapi::api::coordination::v1::Lease,
+    k8s_openapi::api::core::v1::ConfigMap,
+    k8s_openapi::api::core::v1::Endpoints,
+    k8s_openapi::api::core::v1::Namespace,
+    k8s_openapi::api::core::v1::Node,
+    k8s_openapi::api::core::v1::ReplicationController,
+    k8s_openapi::api::core::v1::Service,
+    k8s_openapi::api::core::v1::ServiceAccount,
+    k8s_openapi::api::discovery::v1::EndpointSlice,
+);
+
+/// A change of one object: `old` is `None` when it is new, `new` is `None` when it is gone.
+#[derive(Debug)]
+pub struct Change<'a, V> {
+    /// Before.
+    pub old: Option<&'a Arc<V>>,
+    /// After.
+    pub new: Option<&'a Arc<V>>,
+}
+
+impl<'a, V> Change<'a, V> {
+    /// The state after the change, or the last one of an object that is gone.
+    pub fn latest(&self) -> Option<&'a Arc<V>> {
+        self.new.or(self.old)
+    }
+}
+
+type Subscriber<V> = Box<dyn Fn(&Change<'_, V>) + Send + Sync>;
+
+/// The local copy. Filled by [`Store::follow`], read by everyone.
+pub struct Store<V> {
+    inner: RwLock<Inner<V>>,
+    subscribers: RwLock<Vec<Subscriber<V>>>,
+    synced: watch::Sender<bool>,
+}
+
+struct Inner<V> {
+    objects: HashMap<ObjectKey, Arc<V>>,
+    index: HashMap<IndexKey, HashSet<ObjectKey>>,
+}
+
+impl<V> Debug for Store<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("synced", &*self.synced.borrow())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<V: Cached> Store<V> {
+    /// An empty store that is not synced.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Store {
+            inner: RwLock::new(Inner {
+                objects: HashMap::new(),
+                index: HashMap::new(),
+            }),
+            subscribers: RwLock::new(Vec::new()),
+            synced: watch::Sender::new(false),
+        })
+    }
+
+    /// Calls `act` on every change from then on, in order, from the task that follows the API. It must be quick.
+    pub fn subscribe(&self, act: impl Fn(&Change<'_, V>) + Send + Sync + 'static) {
+        self.subscribers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Box::new(act));
+    }
+
+    /// The object of a key.
+    pub fn get(&self, key: &ObjectKey) -> Option<Arc<V>> {
+        self.read().objects.get(key).cloned()
+    }
+
+    /// All objects under an index entry, in no particular order.
+    pub fn by_index(&self, key: &IndexKey) -> Vec<Arc<V>> {
+        let inner = self.read();
+        inner
+            .index
+            .get(key)
+            .into_iter()
+            .flatten()
+            .filter_map(|k| inner.objects.get(k).cloned())
+            .collect()
+    }
+
+    /// Objects whose controller is `uid`.
+    pub fn owned_by(&self, uid: &str) -> Vec<Arc<V>> {
+        self.by_index(&IndexKey::Owner(uid.into()))
+    }
+
+    /// Objects of a namespace.
+    pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<V>> {
+        self.by_index(&IndexKey::Namespace(namespace.into()))
+    }
+
+    /// Objects of a namespace without a controller.
+    pub fn orphans(&self, namespace: &str) -> Vec<Arc<V>> {
+        self.by_index(&IndexKey::Orphan(namespace.into()))
+    }
+
+    /// Every object.
+    pub fn all(&self) -> Vec<Arc<V>> {
+        self.read().objects.values().cloned().collect()
+    }
+
+    /// How many objects there are.
+    pub fn len(&self) -> usize {
+        self.read().objects.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether the first list is complete.
+    pub fn is_synced(&self) -> bool {
+        *self.synced.borrow()
+    }
+
+    /// Waits until the first list is complete.
+    pub async fn wait_synced(&self) {
+        let mut synced = self.synced.subscribe();
+        // The sender lives as long as `self`, so the wait ends only with the value.
+        let _ = synced.wait_for(|done| *done).await;
+    }
+
+    /// Puts an object in, and tells the subscribers.
+    pub fn upsert(&self, object: V) {
+        let key = ObjectKey::of(object.metadata());
+        let object = Arc::new(object);
+        let old = {
+            let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+            let old = inner.objects.insert(key.clone(), object.clone());
+            if let Some(old) = &old {
+                inner.unindex(&key, old);
+            }
+            for entry in object.index_keys() {
+                inner.index.entry(entry).or_default().insert(key.clone());
+            }
+            old
+        };
+        // A delete and a create that were merged on the way are two changes to whoever counts.
+        match &old {
+            Some(gone) if gone.metadata().uid != object.metadata().uid => {
+                self.tell(&Change {
+                    old: Some(gone),
+                    new: None,
+                });
+                self.tell(&Change {
+                    old: None,
+                    new: Some(&object),
+                });
+            }
+            _ => self.tell(&Change {
+                old: old.as_ref(),
+                new: Some(&object),
+            }),
+        }
+    }
+
+    /// Takes an object out, and tells the subscribers.
+    pub fn remove(&self, key: &ObjectKey) {
+        let old = {
+            let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+            let Some(old) = inner.objects.remove(key) else {
+                return;
+            };
+            inner.unindex(key, &old);
+            old
+        };
+        self.tell(&Change {
+            old: Some(&old),
+            new: None,
+        });
+    }
+
+    /// Marks the store as complete: [`Store::follow`] does it after the first list.
+    pub fn mark_synced(&self) {
+        self.synced.send_replace(true);
+    }
+
+    /// Lists and watches until `shutdown`. Broken watches are resumed, expired ones relisted, failures backed off.
+    pub async fn follow<K>(
+        &self,
+        api: Api<K>,
+        config: watcher::Config,
+        project: impl Fn(K) -> V,
+        shutdown: CancellationToken,
+    ) where
+        K: kube::Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    {
+        let events = watcher(api, config).default_backoff();
+        pin_mut!(events);
+        let mut listed: HashSet<ObjectKey> = HashSet::new();
+        loop {
+            let event = tokio::select! {
+                () = shutdown.cancelled() => return,
+                event = events.next() => event,
+            };
+            match event {
+                Some(Ok(watcher::Event::Init)) => listed.clear(),
+                Some(Ok(watcher::Event::InitApply(object))) => {
+                    let object = project(object);
+                    listed.insert(ObjectKey::of(object.metadata()));
+                    self.upsert(object);
+                }
+                Some(Ok(watcher::Event::InitDone)) => {
+                    let gone: Vec<ObjectKey> = self
+                        .read()
+                        .objects
+                        .keys()
+                        .filter(|key| !listed.contains(key))
+                        .cloned()
+                        .collect();
+                    for key in gone {
+                        self.remove(&key);
+                    }
+                    listed = HashSet::new();
+                    self.mark_synced();
+                }
+                Some(Ok(watcher::Event::Apply(object))) => self.upsert(project(object)),
+                Some(Ok(watcher::Event::Delete(object))) => self.remove(&ObjectKey::of(object.meta())),
+                Some(Err(watcher::Error::WatchFailed(error))) => debug!(%error, "watch broken, resuming"),
+                Some(Err(error)) => {
+                    warn!(
+                        error = &error as &dyn std::error::Error,
+                        kind = std::any::type_name::<K>(),
+                        "list or watch failed"
+                    );
+                }
+                None => return,
+            }
+        }
+    }
+
+    fn tell(&self, change: &Change<'_, V>) {
+        for act in self
+            .subscribers
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+        {
+            act(change);
+        }
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Inner<V>> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<V: Cached> Inner<V> {
+    fn unindex(&mut self, key: &ObjectKey, object: &V) {
+        for entry in object.index_keys() {
+            if let Some(keys) = self.index.get_mut(&entry) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.index.remove(&entry);
+                }
+            }
+        }
+    }
+}
+
+/// Drops what no controller reads from an object's metadata.
+pub fn slim(meta: &mut ObjectMeta) {
+    meta.managed_fields = None;
+    if let Some(annotations) = &mut meta.annotations {
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+    use super::*;
+
+    fn object(namespace: &str, name: &str, uid: &str, owner: Option<&str>) -> ConfigMap {
+        ConfigMap {
+            metadata: ObjectMeta {
+                namespace: Some(namespace.into()),
+                name: Some(name.into()),
+                uid: Some(uid.into()),
+                owner_references: owner.map(|owner| {
+                    vec![OwnerReference {
+                        uid: owner.into(),
+                        controller: Some(true),
+                        ..Default::default()
+                    }]
+                }),
+                ..Default::default()
+            },
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn indexes_follow_the_object() {
+        let store = Store::new();
+        store.upsert(object("a", "x", "1", Some("o1")));
+        store.upsert(object("a", "y", "2", None));
+        assert_eq!(store.owned_by("o1").len(), 1);
+        assert_eq!(store.orphans("a").len(), 1);
+        store.upsert(object("a", "x", "1", Some("o2")));
+        assert!(store.owned_by("o1").is_empty());
+        assert_eq!(store.owned_by("o2").len(), 1);
+        assert_eq!(store.in_namespace("a").len(), 2);
+        store.remove(&ObjectKey::new("a", "x"));
+        assert_eq!(store.in_namespace("a").len(), 1);
+        assert!(store.read().index.len() == 2, "no empty entries stay behind");
+    }
+
+    #[test]
+    fn a_recreated_object_is_a_deletion_and_a_creation() {
+        let store = Store::new();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = seen.clone();
+        store.subscribe(move |change: &Change<'_, ConfigMap>| {
+            log.lock()
+                .unwrap()
+                .push((change.old.is_some(), change.new.is_some()));
+        });
+        store.upsert(object("a", "x", "1", None));
+        store.upsert(object("a", "x", "1", None));
+        store.upsert(object("a", "x", "2", None));
+        assert_eq!(
+            *seen.lock().unwrap(),
+            [(false, true), (true, true), (true, false), (false, true)]
+        );
+    }
+}
