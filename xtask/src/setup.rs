@@ -1,0 +1,122 @@
+//! `cargo xtask setup`: the Debian packages that the demo, the tests and the benchmarks run.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::workspace::{has_program, is_root, note, run_quietly, step};
+
+/// A program that must be there, and the Debian package that has it.
+#[derive(Clone, Copy)]
+pub(crate) struct Need {
+    program: &'static str,
+    package: &'static str,
+    /// What it is for, said when it is installed.
+    purpose: &'static str,
+    /// Whether its user goes on without it.
+    optional: bool,
+}
+
+const fn need(program: &'static str, package: &'static str, purpose: &'static str) -> Need {
+    Need {
+        program,
+        package,
+        purpose,
+        optional: false,
+    }
+}
+
+/// What every lab needs, the demo's included.
+const LAB: &[Need] = &[
+    need("ip", "iproute2", "the lab makes and observes devices with it"),
+    need("tc", "iproute2", "the lab observes filters with it"),
+    need("nsenter", "util-linux", "the lab enters namespaces with it"),
+    need("flock", "util-linux", "the lab's supervisor uses it"),
+    need("hostname", "hostname", "the lab names its machines with it"),
+    need("find", "findutils", "the lab's supervisor uses it"),
+    Need {
+        program: "kubectl",
+        package: "kubernetes-client",
+        purpose: "the demo applies its YAML with it",
+        optional: true,
+    },
+];
+
+/// What the demo needs.
+pub(crate) const DEMO: &[&[Need]] = &[LAB];
+
+/// What the suites need.
+pub(crate) const TEST: &[&[Need]] = &[LAB];
+
+/// What the benchmarks compare with.
+pub(crate) const BENCH: &[&[Need]] = &[
+    LAB,
+    &[need(
+        "/usr/lib/cni/bridge",
+        "containernetworking-plugins",
+        "the benchmarks run beside its plugins",
+    )],
+];
+
+/// Everything that any command needs.
+pub(crate) const ALL: &[&[Need]] = BENCH;
+
+/// Installs what is missing of `needs`.
+pub(crate) fn run(needs: &[&[Need]]) -> Result<()> {
+    step("setup: programs of the system");
+    let missing: Vec<Need> = needs
+        .iter()
+        .copied()
+        .flatten()
+        .copied()
+        .filter(|need| !is_there(need))
+        .collect();
+    if missing.is_empty() {
+        note("ready: all are installed");
+        return Ok(());
+    }
+    if !has_program("apt-get") {
+        let names: Vec<&str> = missing.iter().map(|need| need.program).collect();
+        bail!("missing and not to be had by apt-get: {}", names.join(", "));
+    }
+    if !is_root() {
+        let names: Vec<&str> = missing.iter().map(|need| need.package).collect();
+        bail!("missing: run `apt-get install {}` as root", names.join(" "));
+    }
+    let mut updated = false;
+    for need in missing {
+        if is_there(&need) {
+            continue; // it came with another one
+        }
+        note(format!("installing {} ({})", need.package, need.purpose));
+        if let Err(error) = install(need.package, &mut updated) {
+            if !need.optional {
+                return Err(error);
+            }
+            note(format!(
+                "{} cannot be installed, going on without it: {error}",
+                need.package
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn is_there(need: &Need) -> bool {
+    match need.program.strip_prefix('/') {
+        Some(_) => std::path::Path::new(need.program).exists(),
+        None => has_program(need.program),
+    }
+}
+
+fn install(package: &str, updated: &mut bool) -> Result<()> {
+    if !*updated {
+        run_quietly(Command::new("apt-get").args(["-qq", "update"]))?;
+        *updated = true;
+    }
+    run_quietly(
+        Command::new("apt-get")
+            .args(["-qq", "install", "-y", "--no-install-recommends", package])
+            .env("DEBIAN_FRONTEND", "noninteractive"),
+    )
+}
