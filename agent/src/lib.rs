@@ -3,4 +3,7 @@
 //! The entry point is [`agent::run`]. `ARCHITECTURE.md` says which module answers for what.
 
 pub mod endpoint;
+pub mod image;
 pub mod mac;
+pub mod pods;
+pub mod shim;
