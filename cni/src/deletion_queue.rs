@@ -191,12 +191,11 @@ impl LockedQueue {
             )
         });
         for path in files {
-            match read_deletion(&path) {
-                Some(request) => entries.deletions.push(QueuedDeletion { request, path }),
-                None => {
-                    remove_if_there(&path)?;
-                    entries.unreadable.push(path);
-                }
+            if let Some(request) = read_deletion(&path) {
+                entries.deletions.push(QueuedDeletion { request, path });
+            } else {
+                remove_if_there(&path)?;
+                entries.unreadable.push(path);
             }
         }
         Ok(entries)
