@@ -2,6 +2,7 @@
 //!
 //! The entry point is [`agent::run`]. `ARCHITECTURE.md` says which module answers for what.
 
+pub mod datapath;
 pub mod endpoint;
 pub mod image;
 pub mod mac;
