@@ -5,7 +5,7 @@
 //! [`Cluster`] runs the real controller and agents on them. Nothing is ever created in the root network namespace, so
 //! several labs run at once, and every one of them is gone when its owner is, however that ended.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod big_tcp;
 pub mod binaries;
@@ -14,6 +14,7 @@ pub mod lab;
 pub mod leaks;
 pub mod machine;
 pub mod observe;
+pub mod probe;
 pub mod process;
 pub mod wait;
 
