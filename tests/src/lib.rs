@@ -10,6 +10,7 @@
 pub mod big_tcp;
 pub mod binaries;
 pub mod fabric;
+pub mod image;
 pub mod lab;
 pub mod leaks;
 pub mod machine;
