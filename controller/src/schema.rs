@@ -1,0 +1,111 @@
+//! What is known about the shape of API objects, and everything that follows from shape alone.
+//!
+//! One table of facts ([`facts`]) describes every built-in type: fields, lists and their keys, defaults, protobuf numbers.
+//! Over it work field validation, defaulting, the patch types, server-side apply, protobuf decoding and the OpenAPI
+//! documents. All of it is pure: values in, values out; no store, no clock, no IO.
+
+use serde_json::Value;
+
+pub mod apply;
+pub mod defaults;
+pub mod facts;
+pub mod fields;
+pub mod json;
+pub mod openapi;
+pub mod patch;
+pub mod protobuf;
+pub mod strategic;
+
+pub use apply::{ApplyError, ApplyRequest, Conflict, Manager};
+pub use fields::TypeError;
+pub use patch::PatchError;
+
+/// The schema of one kind in one version.
+#[derive(Clone, Copy, Debug)]
+pub struct KindSchema {
+    group: &'static str,
+    version: &'static str,
+    kind: &'static str,
+    root: facts::TypeId,
+}
+
+/// The schema of a built-in kind; `None` for a kind the table does not have.
+pub fn kind(group: &str, version: &str, kind: &str) -> Option<KindSchema> {
+    let entry = facts::table().kind(group, version, kind)?;
+    Some(KindSchema {
+        group: entry.group,
+        version: entry.version,
+        kind: entry.kind,
+        root: entry.root,
+    })
+}
+
+impl KindSchema {
+    /// The API group, empty for the core.
+    pub fn group(&self) -> &'static str {
+        self.group
+    }
+
+    /// The version, such as `v1`.
+    pub fn version(&self) -> &'static str {
+        self.version
+    }
+
+    /// The kind, such as `Pod`.
+    pub fn kind(&self) -> &'static str {
+        self.kind
+    }
+
+    /// `group/version`, or the version alone in the core group.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() {
+            self.version.to_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
+    }
+
+    pub(crate) fn root(&self) -> facts::TypeId {
+        self.root
+    }
+
+    /// The paths of fields the kind does not have, such as `spec.containers[0].imagee`, in the object's order.
+    pub fn unknown_fields(&self, object: &Value) -> Vec<String> {
+        fields::unknown(self.root, object)
+    }
+
+    /// Drops fields the kind does not have and nulls, and writes quantities and times in their canonical form.
+    pub fn prune(&self, object: &mut Value) {
+        fields::prune(self.root, object);
+    }
+
+    /// Checks that every known field has a value of its type, as decoding into the Go type would.
+    pub fn check_types(&self, object: &Value) -> Result<(), TypeError> {
+        fields::check_types(self.root, object)
+    }
+
+    /// Fills in what a Kubernetes server fills in for an object of this kind when it is written.
+    pub fn default(&self, object: &mut Value) {
+        defaults::apply(self, object);
+    }
+
+    /// `current` changed as a strategic merge patch says.
+    pub fn strategic_merge(&self, current: &Value, patch: &Value) -> Result<Value, PatchError> {
+        strategic::merge(self.root, current, patch)
+    }
+
+    /// Server-side apply: the merge of `live` and the applied object, with `managedFields` brought up to date.
+    ///
+    /// `live` is `None` when the object does not exist yet. The result is not defaulted or validated.
+    pub fn apply(&self, live: Option<&Value>, request: &ApplyRequest<'_>) -> Result<Value, ApplyError> {
+        apply::apply(self, live, request)
+    }
+
+    /// Brings `managedFields` of `new` up to date after a create, update or patch by `manager`.
+    ///
+    /// Call it with the object as it would be stored (pruned, defaulted). An empty list of managed fields in `new`
+    /// forgets all earlier managers, as in Kubernetes.
+    pub fn track_update(&self, live: Option<&Value>, new: &mut Value, manager: &Manager<'_>) {
+        apply::track_update(self, live, new, manager);
+    }
+}

@@ -1,0 +1,153 @@
+//! JSON parsing that notices duplicate keys.
+
+use std::fmt;
+
+use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+/// Parses a JSON text. As in Go the last of duplicate keys wins; the paths of all that came twice are returned beside
+/// the value, in the order found, each once.
+pub fn parse_with_duplicates(text: &[u8]) -> Result<(Value, Vec<String>), serde_json::Error> {
+    let mut found = Found {
+        path: String::new(),
+        duplicates: Vec::new(),
+    };
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    let value = Node(&mut found).deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok((value, found.duplicates))
+}
+
+struct Found {
+    path: String,
+    duplicates: Vec<String>,
+}
+
+struct Node<'a>(&'a mut Found);
+
+impl<'de> DeserializeSeed<'de> for Node<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Node<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
+        Number::from_f64(value)
+            .map(Value::Number)
+            .ok_or_else(|| E::custom("number out of range"))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::String(value.to_owned()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(Value::String(value))
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        Value::deserialize(deserializer)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let found = self.0;
+        let length = found.path.len();
+        let mut list = Vec::new();
+        loop {
+            found.path.push_str(&format!("[{}]", list.len()));
+            let item = items.next_element_seed(Node(found))?;
+            found.path.truncate(length);
+            match item {
+                Some(item) => list.push(item),
+                None => return Ok(Value::Array(list)),
+            }
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let found = self.0;
+        let length = found.path.len();
+        let mut object = Map::new();
+        while let Some(key) = entries.next_key::<String>()? {
+            if length > 0 {
+                found.path.push('.');
+            }
+            found.path.push_str(&key);
+            if object.contains_key(&key) && !found.duplicates.contains(&found.path) {
+                found.duplicates.push(found.path.clone());
+            }
+            let value = entries.next_value_seed(Node(found))?;
+            found.path.truncate(length);
+            object.insert(key, value);
+        }
+        Ok(Value::Object(object))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_last_duplicate_wins_and_each_path_is_named_once() {
+        let text =
+            br#"{"a":1,"a":2,"a":3,"spec":{"list":[{"x":1,"x":{"y":null}},{"x":2}]},"b":[1.5,-3,"s",true]}"#;
+        let (value, duplicates) = parse_with_duplicates(text).expect("valid");
+        assert_eq!(duplicates, ["a", "spec.list[0].x"]);
+        assert_eq!(value["a"], json!(3));
+        assert_eq!(value["spec"]["list"], json!([{"x": {"y": null}}, {"x": 2}]));
+    }
+
+    #[test]
+    fn refuses_what_is_not_json() {
+        for text in ["", "{", "{}x", "[1,]", "{\"a\"}", "nul"] {
+            assert!(parse_with_duplicates(text.as_bytes()).is_err(), "{text}");
+        }
+        let deep = "[".repeat(100_000);
+        assert!(parse_with_duplicates(deep.as_bytes()).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_the_plain_parser(text in "[\\[\\]{}\":,a0-9.\\-e ]{0,40}") {
+            let plain = serde_json::from_str::<Value>(&text).ok();
+            prop_assert_eq!(parse_with_duplicates(text.as_bytes()).ok().map(|(value, _)| value), plain);
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = parse_with_duplicates(&bytes);
+        }
+    }
+}
