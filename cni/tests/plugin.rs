@@ -391,15 +391,13 @@ fn version_needs_nothing() {
         (r#"{"cniVersion":"9.9.9"}"#, "9.9.9"),
         ("", "1.1.0"),
     ] {
-        let call = world.call_raw(input.as_bytes(), &[("CNI_COMMAND", Some("VERSION"))]);
+        let call = World::call_raw(input.as_bytes(), &[("CNI_COMMAND", Some("VERSION"))]);
         assert_eq!(
             call.succeeded(),
             json!({"cniVersion": echoed, "supportedVersions": VERSIONS})
         );
     }
-    world
-        .call_raw(b"{", &[("CNI_COMMAND", Some("VERSION"))])
-        .failed(6);
+    World::call_raw(b"{", &[("CNI_COMMAND", Some("VERSION"))]).failed(6);
 }
 
 #[test]
@@ -448,16 +446,14 @@ fn bad_configurations_get_their_code_and_change_nothing() {
             (r#"{"cniVersion":"0.2.0","name":"n","type":"weft-cni"}"#, 1),
             (r#"{"cniVersion":"7.0.0","name":"n","type":"weft-cni"}"#, 1),
         ] {
-            world
-                .call_raw(stdin.as_bytes(), &[("CNI_COMMAND", Some(verb))])
-                .failed(code);
+            World::call_raw(stdin.as_bytes(), &[("CNI_COMMAND", Some(verb))]).failed(code);
         }
     }
     let long = format!(
         r#"{{"cniVersion":"1.1.0","name":"n","type":"weft-cni","x":"{}"}}"#,
         "y".repeat(2 << 20)
     );
-    world.call_raw(long.as_bytes(), &[]).failed(6);
+    World::call_raw(long.as_bytes(), &[]).failed(6);
     assert!(world.asked_nothing());
     assert!(world.queued().is_empty());
 }
@@ -601,7 +597,7 @@ impl World {
         start(full.to_string().as_bytes(), &changes)
     }
 
-    fn call_raw(&self, stdin: &[u8], changes: &[(&str, Option<&str>)]) -> Call {
+    fn call_raw(stdin: &[u8], changes: &[(&str, Option<&str>)]) -> Call {
         start(stdin, changes).wait()
     }
 }
