@@ -5,6 +5,7 @@
 pub mod datapath;
 pub mod endpoint;
 pub mod image;
+pub mod ipam;
 pub mod mac;
 pub mod pods;
 pub mod shim;
