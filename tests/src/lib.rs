@@ -9,18 +9,24 @@
 
 pub mod big_tcp;
 pub mod binaries;
+pub mod client;
+pub mod cluster;
 pub mod fabric;
 pub mod image;
 pub mod lab;
 pub mod leaks;
 pub mod machine;
+pub mod node;
 pub mod observe;
+pub mod pods;
 pub mod probe;
 pub mod process;
 pub mod wait;
 
+pub use cluster::{Cluster, ClusterOptions};
 pub use fabric::{Fabric, FabricOptions, Port};
 pub use lab::Lab;
 pub use machine::Machine;
+pub use node::Node;
 pub use process::Process;
 pub use wait::wait_for;

@@ -79,7 +79,7 @@ pub fn run(target: SocketAddr, udp_hz: u64, stop: &Path) -> io::Result<Report> {
 fn echo(stream: TcpStream, ended: &AtomicBool) -> (u64, Duration, Option<String>) {
     let mut total = 0;
     let mut longest = Duration::ZERO;
-    let mut run = || -> io::Result<()> {
+    let run = || -> io::Result<()> {
         let mut writer = stream.try_clone()?;
         let mut reader = BufReader::new(stream);
         reader.read_line(&mut String::new())?;
