@@ -11,6 +11,7 @@ pub mod big_tcp;
 pub mod binaries;
 pub mod client;
 pub mod cluster;
+pub mod demo;
 pub mod fabric;
 pub mod image;
 pub mod lab;

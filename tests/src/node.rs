@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -162,6 +162,37 @@ impl Node {
             .take()
             .context("the agent is not running")?
             .terminate(Duration::from_secs(20))
+            .map(drop)
+    }
+
+    /// Where the agent binds the network namespace of a pod that it runs.
+    pub fn netns_of_pod(&self, uid: &str) -> PathBuf {
+        self.state_dir().join("netns").join(uid)
+    }
+
+    /// The UIDs of the pods that have a network namespace on the node.
+    ///
+    /// # Errors
+    /// If the machine is gone.
+    pub fn pod_netns(&self) -> Result<Vec<String>> {
+        let dir = self.machine.outside_path(&self.state_dir().join("netns"));
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&dir).with_context(|| format!("list {}", dir.display()))? {
+            names.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        Ok(names)
+    }
+
+    /// Loads an image archive into the node's store.
+    ///
+    /// # Errors
+    /// If it is refused.
+    pub fn load_image(&self, archive: &Path) -> Result<()> {
+        let (state, archive) = (
+            self.state_dir().display().to_string(),
+            archive.display().to_string(),
+        );
+        self.weft(&["image", "load", "--state-dir", &state, &archive])
             .map(drop)
     }
 

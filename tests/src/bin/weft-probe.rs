@@ -25,9 +25,9 @@ enum Command {
         /// The port, of both.
         #[arg(long, default_value_t = PORT, env = "PROBE_PORT")]
         port: u16,
-        /// What to answer as one's name.
-        #[arg(long, default_value = "probe", env = "POD_NAME")]
-        name: String,
+        /// What to answer as one's name; the host name if absent.
+        #[arg(long, env = "POD_NAME")]
+        name: Option<String>,
     },
     /// Asks servers, and prints the outcomes as a JSON list; fails if one does not answer.
     Check {
@@ -67,7 +67,10 @@ enum Command {
 fn main() -> Result<ExitCode> {
     let good = match Cli::parse().command {
         Command::Serve { port, name } => {
-            serve::serve(port, &name)?;
+            let name = name.unwrap_or_else(|| {
+                std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "probe".to_owned())
+            });
+            serve::serve(port, name.trim_end())?;
             true
         }
         Command::Check {
