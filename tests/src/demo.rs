@@ -25,7 +25,7 @@ use screen::Screen;
 use table::Matrix;
 
 /// The image's name in `demo.yaml`.
-const IMAGE: &str = "weft.local/probe:demo";
+pub const IMAGE: &str = "weft.local/probe:demo";
 
 /// What is applied.
 const YAML: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo.yaml");

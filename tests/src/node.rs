@@ -196,6 +196,19 @@ impl Node {
             .map(drop)
     }
 
+    /// Runs `weft ipam check`, which proves that the ledger, the kernel and the API agree.
+    ///
+    /// # Errors
+    /// If they do not.
+    pub fn ipam_check(&self) -> Result<String> {
+        self.weft(&[
+            "ipam",
+            "check",
+            "--state-dir",
+            &self.state_dir().display().to_string(),
+        ])
+    }
+
     /// Runs another subcommand of `weft` on the node.
     ///
     /// # Errors

@@ -12,6 +12,8 @@ use crate::binaries;
 use crate::machine::{Machine, output};
 use crate::node::Node;
 use crate::probe::check::{Outcome, Protocol};
+use crate::probe::mtu::Fate;
+use crate::probe::stream::Report;
 use crate::process::Process;
 use crate::wait::wait_until;
 
@@ -92,6 +94,52 @@ impl Place {
         Process::start(&format!("probe in {}", self.name), command, &log)
     }
 
+    /// Sends one datagram of `packet_bytes` from there that must not be fragmented.
+    ///
+    /// # Errors
+    /// If the probe cannot be run.
+    pub fn send_unfragmented(&self, target: SocketAddr, packet_bytes: usize) -> Result<Fate> {
+        let mut command = self.command(binaries::find("weft-probe")?);
+        let done = command
+            .args(["mtu", &target.to_string(), &packet_bytes.to_string()])
+            .output()?;
+        serde_json::from_slice(&done.stdout).with_context(|| {
+            format!(
+                "weft-probe in {}: {} {}",
+                self.name,
+                done.status,
+                String::from_utf8_lossy(&done.stderr)
+            )
+        })
+    }
+
+    /// Starts continuous traffic to a server; it flows when this returns.
+    ///
+    /// # Errors
+    /// If the server is not reached.
+    pub fn stream(&self, target: SocketAddr) -> Result<Stream> {
+        let stop = self
+            .machine
+            .dir()
+            .join(format!("stop-{}-{}", self.name, target.is_ipv6()));
+        let log =
+            self.machine
+                .dir()
+                .join("log")
+                .join(format!("stream-{}-{}.log", self.name, target.is_ipv6()));
+        let mut command = self.command(binaries::find("weft-probe")?);
+        command.args(["stream", &target.to_string(), "--stop"]).arg(&stop);
+        let mut process = Process::start(&format!("stream in {}", self.name), command, &log)?;
+        wait_until("the stream to start", Duration::from_secs(10), || {
+            process.check_running()?;
+            if !process.log_tail(5).contains("started") {
+                bail!("nothing echoed yet");
+            }
+            Ok(())
+        })?;
+        Ok(Stream { process, stop })
+    }
+
     /// Its address of a family.
     ///
     /// # Errors
@@ -107,6 +155,26 @@ impl Place {
     /// Its addresses with a port.
     pub fn sockets(&self, port: u16) -> Vec<SocketAddr> {
         self.ips.iter().map(|ip| SocketAddr::new(*ip, port)).collect()
+    }
+}
+
+/// Traffic that flows until it is finished.
+#[derive(Debug)]
+pub struct Stream {
+    process: Process,
+    stop: PathBuf,
+}
+
+impl Stream {
+    /// Ends the traffic and says how it went.
+    ///
+    /// # Errors
+    /// If the process does not end or printed no report.
+    pub fn finish(mut self) -> Result<Report> {
+        std::fs::write(&self.stop, "")?;
+        self.process.wait(Duration::from_secs(40))?;
+        let log = self.process.log_tail(1);
+        serde_json::from_str(&log).with_context(|| format!("the report of a stream: {log}"))
     }
 }
 
@@ -137,10 +205,6 @@ impl Attachment {
             ("CNI_IFNAME".to_owned(), "eth0".to_owned()),
             ("CNI_PATH".to_owned(), "/opt/cni/bin".to_owned()),
         ]);
-        let netconf = json!({
-            "cniVersion": "1.1.0", "name": "weft", "type": "weft-cni",
-            "agentSocket": node.socket(), "queueDir": node.queue_dir(),
-        });
         let mut attachment = Self {
             place: Place {
                 name: name.to_owned(),
@@ -151,7 +215,7 @@ impl Attachment {
             result: Value::Null,
             container_id,
             environment,
-            netconf,
+            netconf: netconf(node),
         };
         let text = attachment
             .invoke("ADD")
@@ -213,19 +277,48 @@ impl Attachment {
         if verb != "ADD" {
             netconf["prevResult"] = self.result.clone();
         }
-        let input = self
-            .place
-            .machine
-            .dir()
-            .join(format!("{}.json", self.container_id));
-        std::fs::write(&input, netconf.to_string())?;
-        let mut command = self.place.machine.command(binaries::find("weft-cni")?);
-        command
-            .envs(&self.environment)
-            .env("CNI_COMMAND", verb)
-            .stdin(std::fs::File::open(&input)?);
-        output(command)
+        call_plugin(&self.place.machine, verb, &netconf, &self.environment)
     }
+}
+
+/// Asks the plugin on the node for its STATUS, which succeeds once the agent serves attachments.
+///
+/// # Errors
+/// If the agent does not serve within the deadline.
+pub fn wait_serving(node: &mut Node, deadline: Duration) -> Result<()> {
+    let netconf = netconf(node);
+    let environment = BTreeMap::from([("CNI_PATH".to_owned(), "/opt/cni/bin".to_owned())]);
+    let what = format!("the agent of {} to serve", node.name());
+    wait_until(&what, deadline, || {
+        node.agent()?.check_running()?;
+        call_plugin(node.machine(), "STATUS", &netconf, &environment).map(drop)
+    })
+}
+
+fn netconf(node: &Node) -> Value {
+    json!({
+        "cniVersion": "1.1.0", "name": "weft", "type": "weft-cni",
+        "agentSocket": node.socket(), "queueDir": node.queue_dir(),
+    })
+}
+
+fn call_plugin(
+    machine: &Machine,
+    verb: &str,
+    netconf: &Value,
+    environment: &BTreeMap<String, String>,
+) -> Result<String> {
+    let id = environment
+        .get("CNI_CONTAINERID")
+        .map_or("status", String::as_str);
+    let input = machine.dir().join(format!("{verb}-{id}.json"));
+    std::fs::write(&input, netconf.to_string())?;
+    let mut command = machine.command(binaries::find("weft-cni")?);
+    command
+        .envs(environment)
+        .env("CNI_COMMAND", verb)
+        .stdin(std::fs::File::open(&input)?);
+    output(command).with_context(|| format!("{verb} of the plugin on {}", machine.name()))
 }
 
 /// Makes a network namespace on the machine, bound below the machine's directory.

@@ -92,7 +92,7 @@ fn main() -> Result<ExitCode> {
             fate == Fate::Arrived
         }
         Command::Stream { target, udp_hz, stop } => {
-            let report = stream::run(target, udp_hz, &stop)?;
+            let report = stream::run(target, udp_hz, &stop, || println!("started"))?;
             println!("{}", serde_json::to_string(&report)?);
             report.tcp_error.is_none()
         }

@@ -38,11 +38,11 @@ impl Report {
     }
 }
 
-/// Sends until `stop` exists, `udp_hz` datagrams a second.
+/// Sends until `stop` exists, `udp_hz` datagrams a second; calls `started` once both kinds of traffic have been echoed.
 ///
 /// # Errors
 /// If the server is not reached at the start.
-pub fn run(target: SocketAddr, udp_hz: u64, stop: &Path) -> io::Result<Report> {
+pub fn run(target: SocketAddr, udp_hz: u64, stop: &Path, started: impl FnOnce()) -> io::Result<Report> {
     let stream = TcpStream::connect_timeout(&target, Duration::from_secs(5))?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
@@ -53,6 +53,10 @@ pub fn run(target: SocketAddr, udp_hz: u64, stop: &Path) -> io::Result<Report> {
     };
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect(target)?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    socket.send(&[ECHO])?;
+    socket.recv(&mut [0; 8])?;
+    started();
     let ended = AtomicBool::new(false);
     let sent = AtomicU64::new(0);
 
