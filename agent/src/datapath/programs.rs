@@ -10,6 +10,8 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
 };
 
 use aya::{
@@ -18,7 +20,7 @@ use aya::{
     programs::{
         LinkOrder, ProgramError, SchedClassifier, TcAttachType,
         links::{FdLink, LinkError, PinnedLink},
-        tc::TcAttachOptions,
+        tc::{SchedClassifierLinkId, TcAttachOptions},
     },
 };
 use ipnetwork::IpNetwork;
@@ -28,6 +30,9 @@ use weft_ebpf_common::{Counter, Endpoint, NodeConfig, Peer, maps as names, reaso
 use super::maps::{EndpointEntry, Metric, NodeSettings, PeerEntry, Tables};
 
 pub mod block_filter;
+pub mod trial;
+
+use trial::{Outcome, Trial};
 
 /// The compiled programs.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft-ebpf"));
@@ -311,6 +316,11 @@ impl Dataplane {
         self.lock().tables.metrics()
     }
 
+    /// Runs a made packet through a program as it is loaded, with the tables as they are. It is counted like any other.
+    pub fn try_packet(&self, hook: trial::Hook, trial: &Trial<'_>) -> Result<Outcome, DataplaneError> {
+        trial::run(&mut self.lock().ebpf, hook, trial)
+    }
+
     /// Checks that every program is still where it belongs and puts back what another tool removed.
     pub fn verify(&self) -> Result<Vec<Repair>, DataplaneError> {
         let mut inner = self.lock();
@@ -450,6 +460,30 @@ fn is_attached(device: &str, hook: &Hook, program_id: u32) -> Result<bool, Datap
     let (_, attached) = SchedClassifier::query_tcx(device, (hook.attach)())
         .map_err(|e| DataplaneError::attach(hook.program, device, e))?;
     Ok(attached.iter().any(|info| info.id() == program_id))
+}
+
+/// Attaches by a new link. A link whose pin has just gone is taken off by a kernel worker a moment later, and until then
+/// the device refuses the same program once more.
+fn attach_anew(
+    classifier: &mut SchedClassifier,
+    device: &str,
+    hook: &Hook,
+) -> Result<SchedClassifierLinkId, ProgramError> {
+    const ATTEMPTS: u32 = 100;
+    const PAUSE: Duration = Duration::from_millis(10);
+    let mut attempt = 0;
+    loop {
+        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+        match classifier.attach_with_options(device, (hook.attach)(), options) {
+            Err(ProgramError::SyscallError(e))
+                if e.io_error.raw_os_error() == Some(libc::EEXIST) && attempt < ATTEMPTS =>
+            {
+                attempt += 1;
+                thread::sleep(PAUSE);
+            }
+            other => return other,
+        }
+    }
 }
 
 fn pinned_link(pin: &Path) -> Result<Option<FdLink>, LinkError> {

@@ -1,6 +1,6 @@
 //! The Internet checksum (RFC 1071), over words as they lie in memory: the sum is the same in either byte order.
 
-use crate::headers::Ipv4;
+use crate::headers::{Ipv4, LinkAddressOption, NeighborMessage, PROTOCOL_ICMPV6};
 
 /// Folds a sum of 16-bit words into the checksum field's value.
 #[inline(always)]
@@ -40,6 +40,37 @@ pub const fn ipv4_header(h: &Ipv4) -> u16 {
 #[must_use]
 pub const fn replace(checksum: u16, from: u16, to: u16) -> u16 {
     finish((!checksum) as u32 + (!from) as u32 + to as u32)
+}
+
+/// The checksum of a neighbour advertisement with one option; its checksum field is taken as zero.
+#[inline(always)]
+#[must_use]
+pub const fn neighbor_advertisement(
+    message: &NeighborMessage,
+    option: &LinkAddressOption,
+    source: &[u32; 4],
+    destination: &[u32; 4],
+) -> u16 {
+    const LENGTH: u32 = (size_of::<NeighborMessage>() + size_of::<LinkAddressOption>()) as u32;
+    let [a, b, c, d, e, f] = option.mac;
+    finish(
+        address(source)
+            + address(destination)
+            + halves(LENGTH.to_be())
+            + halves((PROTOCOL_ICMPV6 as u32).to_be())
+            + message.type_code as u32
+            + halves(message.flags)
+            + address(&message.target)
+            + option.kind_length as u32
+            + u16::from_ne_bytes([a, b]) as u32
+            + u16::from_ne_bytes([c, d]) as u32
+            + u16::from_ne_bytes([e, f]) as u32,
+    )
+}
+
+#[inline(always)]
+const fn address(a: &[u32; 4]) -> u32 {
+    halves(a[0]) + halves(a[1]) + halves(a[2]) + halves(a[3])
 }
 
 #[cfg(test)]

@@ -61,8 +61,6 @@ reasons! {
     DeviceDecapsulated = 13, "device_decapsulated";
     /// From the node's stack to a local pod.
     NodeToPod = 14, "node_to_pod";
-    /// Something other than IP on the overlay device, left alone.
-    NotIp = 15, "not_ip";
 
     /// Shorter than its headers.
     Truncated = 32, "truncated";
