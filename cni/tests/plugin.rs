@@ -385,7 +385,6 @@ fn verbs_that_a_version_does_not_know_are_refused() {
 
 #[test]
 fn version_needs_nothing() {
-    let world = World::without_agent();
     for (input, echoed) in [
         (r#"{"cniVersion":"0.4.0"}"#, "0.4.0"),
         (r#"{"cniVersion":"9.9.9"}"#, "9.9.9"),

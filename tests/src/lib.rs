@@ -7,6 +7,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod bench;
 pub mod big_tcp;
 pub mod binaries;
 pub mod client;

@@ -240,7 +240,12 @@ pub(crate) fn output(mut command: Command) -> Result<String> {
 }
 
 /// Runs a command with `input`.
-pub(crate) fn feed(mut command: Command, input: &str) -> Result<()> {
+pub(crate) fn feed(command: Command, input: &str) -> Result<()> {
+    feed_output(command, input).map(drop)
+}
+
+/// Runs a command with `input`; what it printed.
+pub(crate) fn feed_output(mut command: Command, input: &str) -> Result<String> {
     use std::io::Write as _;
     let mut child = command
         .stdin(Stdio::piped())
@@ -252,7 +257,7 @@ pub(crate) fn feed(mut command: Command, input: &str) -> Result<()> {
         .take()
         .context("its input is a pipe")?
         .write_all(input.as_bytes())?;
-    checked(&child.wait_with_output()?).map(drop)
+    checked(&child.wait_with_output()?)
 }
 
 fn checked(output: &Output) -> Result<String> {

@@ -56,6 +56,16 @@ pub(crate) const BENCH: &[&[Need]] = &[
         "containernetworking-plugins",
         "the benchmarks run beside its plugins",
     )],
+    &[need(
+        "iptables-nft-restore",
+        "iptables",
+        "the benchmarks give a peer kube-proxy's base rules with it",
+    )],
+    &[need(
+        "timeout",
+        "coreutils",
+        "the benchmarks end what hangs with it",
+    )],
 ];
 
 /// Everything that any command needs.
