@@ -8,7 +8,22 @@ use std::{fmt, net::IpAddr, path::PathBuf};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::mac::MacAddress;
+use crate::{
+    datapath::{netlink::NetlinkError, netns::NetnsError, programs::DataplaneError},
+    ipam::{IpamError, PoolUse, ledger::LedgerError},
+    mac::MacAddress,
+};
+
+mod attach;
+mod audit;
+mod check;
+pub mod checkpoint;
+mod handle;
+mod owner;
+mod reaper;
+
+pub use checkpoint::CheckpointError;
+pub use handle::{Endpoints, EndpointsOptions, checkpoints_dir, ledger_path};
 
 /// The longest name that the kernel gives an interface.
 pub const MAX_IFNAME_BYTES: usize = 15;
@@ -107,7 +122,9 @@ pub struct AddRequest {
     pub netns: PathBuf,
     /// The pod it is for.
     pub pod: Option<PodRef>,
-    /// An MTU for the pod's device, below the underlay's.
+    /// The network of the runtime that asks, within which GC works. None is never garbage to anyone.
+    pub network: Option<String>,
+    /// An MTU for the pod's device, not above the underlay's.
     pub mtu: Option<u32>,
 }
 
@@ -118,6 +135,7 @@ impl AddRequest {
             key,
             netns: netns.into(),
             pod: None,
+            network: None,
             mtu: None,
         }
     }
@@ -166,6 +184,8 @@ pub struct EndpointSummary {
     pub key: AttachmentKey,
     /// The pod it is for.
     pub pod: Option<PodRef>,
+    /// The network of the runtime that asked.
+    pub network: Option<String>,
     /// The netns it is in.
     pub netns: PathBuf,
     /// What was made.
@@ -188,51 +208,102 @@ pub enum EndpointError {
         /// What is wrong.
         reason: &'static str,
     },
+    /// The attachment is there and ready.
+    #[error("attachment {0} exists already; delete it before adding it again")]
+    AlreadyAttached(AttachmentKey),
+    /// The container has an interface of that name which is not this attachment's.
+    #[error("netns {netns} already has an interface {ifname}; remove it or ask for another name")]
+    InterfaceExists {
+        /// The netns.
+        netns: PathBuf,
+        /// The interface.
+        ifname: String,
+    },
+    /// The wanted MTU does not fit the underlay.
+    #[error("MTU {wanted} is not between 1280 and the underlay's {underlay}")]
+    InvalidMtu {
+        /// What was asked for.
+        wanted: u32,
+        /// The underlay's.
+        underlay: u32,
+    },
+    /// There is no such attachment.
+    #[error("attachment {0} is not known; it was never added, or deleted")]
+    NotAttached(AttachmentKey),
+    /// The kernel is not as ADD left it.
+    #[error("attachment {key} is not as it was made: {}", .differences.join("; "))]
+    Differs {
+        /// The attachment.
+        key: AttachmentKey,
+        /// What differs.
+        differences: Vec<String>,
+    },
+    /// No address is left.
+    #[error(transparent)]
+    Ipam(#[from] IpamError),
+    /// The leases cannot be written down.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The checkpoint cannot be written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The netns cannot be used.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The kernel refused.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The programs' tables cannot be written.
+    #[error(transparent)]
+    Dataplane(#[from] DataplaneError),
+    /// A worker broke down.
+    #[error("the work on attachment {0} broke down; the agent's log says how")]
+    Broken(AttachmentKey),
     /// The agent is stopping.
-    #[error("the agent is stopping")]
+    #[error("the agent is stopping; try again")]
     Stopping,
 }
 
-/// The handle to the table of attachments; clones are cheap and share it.
-#[derive(Clone)]
-pub struct Endpoints {}
+/// How full the node is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct EndpointsUse {
+    /// Attachments that are ready.
+    pub ready: usize,
+    /// Attachments that are being made, taken away or mended.
+    pub busy: usize,
+    /// The pod CIDRs.
+    pub pools: Vec<PoolUse>,
+}
 
-#[expect(
-    clippy::unused_async,
-    reason = "the signatures stand before the owner task does"
-)]
-impl Endpoints {
-    /// Attaches a container.
-    pub async fn add(&self, request: AddRequest) -> Result<Attached, EndpointError> {
-        request.key.validate()?;
-        Err(EndpointError::Stopping)
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// Detaches a container. What is gone is a success.
-    pub async fn del(&self, key: AttachmentKey) -> Result<(), EndpointError> {
-        key.validate()?;
-        Err(EndpointError::Stopping)
-    }
-
-    /// Compares the kernel with what ADD made, and returns that.
-    pub async fn check(&self, key: AttachmentKey) -> Result<Attached, EndpointError> {
-        key.validate()?;
-        Err(EndpointError::Stopping)
-    }
-
-    /// Detaches all that is not in `valid`.
-    pub async fn gc(&self, valid: Vec<AttachmentKey>) -> Result<(), EndpointError> {
-        drop(valid);
-        Err(EndpointError::Stopping)
-    }
-
-    /// Says whether ADD would be served.
-    pub async fn status(&self) -> Result<(), EndpointError> {
-        Err(EndpointError::Stopping)
-    }
-
-    /// All attachments that are ready, by key.
-    pub async fn list(&self) -> Result<Vec<EndpointSummary>, EndpointError> {
-        Err(EndpointError::Stopping)
+    #[test]
+    fn names_are_checked_as_the_kernel_and_the_specification_do() {
+        let long = "a".repeat(MAX_CONTAINER_ID_BYTES + 1);
+        for (id, ifname) in [
+            ("", "eth0"),
+            ("-a", "eth0"),
+            ("a/b", "eth0"),
+            (long.as_str(), "eth0"),
+            ("a", ""),
+            ("a", "."),
+            ("a", ".."),
+            ("a", "lo"),
+            ("a", "sixteen-byte-nam"),
+            ("a", "a/b"),
+            ("a", "a:b"),
+            ("a", "a b"),
+            ("a", "eth%d"),
+        ] {
+            assert!(
+                AttachmentKey::new(id, ifname).validate().is_err(),
+                "{id:?} {ifname:?}"
+            );
+        }
+        AttachmentKey::new("4f.A_-", "fifteen-bytes-n")
+            .validate()
+            .unwrap();
     }
 }

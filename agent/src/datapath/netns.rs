@@ -191,6 +191,15 @@ impl NetnsThread {
         })
     }
 
+    /// Whether devices that are made in a netns come without IPv6.
+    pub fn ipv6_is_off(&self, netns: Netns) -> Result<(Netns, bool), NetnsError> {
+        self.run(netns, |_| {
+            // A kernel without IPv6 has no such file, and refuses the addresses later with its own words.
+            let setting = std::fs::read("/proc/sys/net/ipv6/conf/default/disable_ipv6");
+            Ok(setting.is_ok_and(|value| value.first() == Some(&b'1')))
+        })
+    }
+
     /// Writes a file under `/proc/sys` as the netns sees it.
     pub fn write_sysctl(&self, netns: Netns, name: &str, value: &str) -> Result<Netns, NetnsError> {
         let (name, value) = (name.to_owned(), value.to_owned());

@@ -1,0 +1,59 @@
+//! The sizes of packets, all derived from the underlay device.
+
+use std::net::IpAddr;
+
+use super::netlink::link::{Link, OffloadLimits};
+
+/// The smallest MTU with which IPv6 works.
+pub const MIN_MTU: u32 = 1280;
+
+/// What a tunnel header adds to a packet: outer IP, UDP, VXLAN and inner Ethernet headers.
+pub fn tunnel_overhead(tunnel_source: IpAddr) -> u32 {
+    match tunnel_source {
+        IpAddr::V4(_) => 20 + 8 + 8 + 14,
+        IpAddr::V6(_) => 40 + 8 + 8 + 14,
+    }
+}
+
+/// The sizes that pods' devices and routes get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Of pods' devices: the underlay's, since pods of one node need no tunnel.
+    pub device_mtu: u32,
+    /// Of pods' routes and of the overlay device: what fits the tunnel.
+    pub tunnel_mtu: u32,
+    /// Of pods' devices: every device of a path must agree, or large packets are cut.
+    pub offload: OffloadLimits,
+}
+
+impl Limits {
+    /// From the underlay device.
+    pub fn of_underlay(underlay: &Link, tunnel_source: IpAddr) -> Self {
+        Self {
+            device_mtu: underlay.mtu,
+            tunnel_mtu: underlay.mtu.saturating_sub(tunnel_overhead(tunnel_source)),
+            offload: underlay.offload,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_follow_the_underlay() {
+        let underlay = Link {
+            mtu: 1500,
+            ..Link::default()
+        };
+        assert_eq!(
+            Limits::of_underlay(&underlay, IpAddr::from([192, 0, 2, 1])).tunnel_mtu,
+            1450
+        );
+        assert_eq!(
+            Limits::of_underlay(&underlay, "fd00::1".parse().unwrap()).tunnel_mtu,
+            1430
+        );
+    }
+}
