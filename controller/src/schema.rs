@@ -26,7 +26,7 @@ pub struct KindSchema {
     group: &'static str,
     version: &'static str,
     kind: &'static str,
-    root: facts::TypeId,
+    root: facts::Shape,
 }
 
 /// The schema of a built-in kind; `None` for a kind the table does not have.
@@ -36,7 +36,7 @@ pub fn kind(group: &str, version: &str, kind: &str) -> Option<KindSchema> {
         group: entry.group,
         version: entry.version,
         kind: entry.kind,
-        root: entry.root,
+        root: facts::Shape::Struct(entry.root),
     })
 }
 
@@ -65,7 +65,7 @@ impl KindSchema {
         }
     }
 
-    pub(crate) fn root(&self) -> facts::TypeId {
+    pub(crate) fn root(&self) -> facts::Shape {
         self.root
     }
 
@@ -74,7 +74,8 @@ impl KindSchema {
         fields::unknown(self.root, object)
     }
 
-    /// Drops fields the kind does not have and nulls, and writes quantities and times in their canonical form.
+    /// Brings the object into the form in which a server stores it: without fields the kind does not have, nulls, and zero
+    /// values that mean the same as absent ones; quantities and times in their canonical form.
     pub fn prune(&self, object: &mut Value) {
         fields::prune(self.root, object);
     }
@@ -96,7 +97,7 @@ impl KindSchema {
 
     /// Server-side apply: the merge of `live` and the applied object, with `managedFields` brought up to date.
     ///
-    /// `live` is `None` when the object does not exist yet. The result is not defaulted or validated.
+    /// `live` is `None` when the object does not exist yet. The result is to be pruned, defaulted and validated.
     pub fn apply(&self, live: Option<&Value>, request: &ApplyRequest<'_>) -> Result<Value, ApplyError> {
         apply::apply(self, live, request)
     }

@@ -1,5 +1,6 @@
 //! The project's own commands: `cargo xtask <command>`.
 
+mod api_facts;
 mod bench;
 mod ci;
 mod demo;
@@ -47,6 +48,8 @@ enum Command {
     Dist,
     /// Builds the demo's container image as an OCI archive.
     Image(image::Args),
+    /// Derives the table of facts about the Kubernetes API types from Debian's Go packages.
+    ApiFacts(api_facts::Args),
 }
 
 fn main() -> ExitCode {
@@ -70,5 +73,6 @@ fn run() -> Result<()> {
         Command::Ci => ci::run(),
         Command::Dist => dist::run(),
         Command::Image(args) => image::run(&args),
+        Command::ApiFacts(args) => api_facts::run(&args),
     }
 }

@@ -18,7 +18,7 @@ pub struct Manager<'a> {
 /// One server-side apply.
 #[derive(Clone, Copy, Debug)]
 pub struct ApplyRequest<'a> {
-    /// The object as the client sent it (pruned, not defaulted).
+    /// The object as the client sent it, neither pruned nor defaulted.
     pub applied: &'a Value,
     /// Who applies it.
     pub manager: Manager<'a>,

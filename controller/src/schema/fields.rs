@@ -1,8 +1,10 @@
-//! Unknown fields, wrong types, and canonical values.
+//! Unknown fields, values of the wrong type, and the form in which objects are stored.
 
-use serde_json::Value;
+use base64::Engine as _;
+use serde_json::{Map, Value};
 
-use super::facts::TypeId;
+use super::facts::{Field, Shape, TypeDef};
+use crate::quantity::Quantity;
 
 /// A value that does not fit its field, in the words of Go's JSON decoder.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -11,12 +13,395 @@ pub struct TypeError {
     message: String,
 }
 
-pub(super) fn unknown(_root: TypeId, _object: &Value) -> Vec<String> {
-    Vec::new()
+/// Lengthens `path` by a field's name while `visit` runs.
+fn within<R>(path: &mut String, name: &str, visit: impl FnOnce(&mut String) -> R) -> R {
+    let length = path.len();
+    if length > 0 {
+        path.push('.');
+    }
+    path.push_str(name);
+    let result = visit(path);
+    path.truncate(length);
+    result
 }
 
-pub(super) fn prune(_root: TypeId, _object: &mut Value) {}
+pub(super) fn unknown(root: Shape, object: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    find_unknown(root, object, &mut String::new(), &mut found);
+    found
+}
 
-pub(super) fn check_types(_root: TypeId, _object: &Value) -> Result<(), TypeError> {
-    Ok(())
+fn find_unknown(shape: Shape, value: &Value, path: &mut String, found: &mut Vec<String>) {
+    match (shape.unwrapped(), value) {
+        (Shape::Struct(id), Value::Object(object)) => {
+            for (name, child) in object {
+                within(path, name, |path| match id.definition().field(name) {
+                    Some(field) => find_unknown(field.shape, child, path, found),
+                    None => found.push(path.clone()),
+                });
+            }
+        }
+        (Shape::List(inner), Value::Array(items)) => {
+            for (index, item) in items.iter().enumerate() {
+                let length = path.len();
+                path.push_str(&format!("[{index}]"));
+                find_unknown(*inner, item, path, found);
+                path.truncate(length);
+            }
+        }
+        (Shape::Map(inner), Value::Object(entries)) => {
+            for (key, child) in entries {
+                within(path, key, |path| find_unknown(*inner, child, path, found));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Brings a value into the form that decoding into the Go type and encoding again would give it.
+pub(super) fn prune(shape: Shape, value: &mut Value) {
+    match shape.unwrapped() {
+        Shape::Struct(id) => {
+            if let Value::Object(object) = value {
+                prune_struct(id.definition(), object);
+            }
+        }
+        Shape::List(inner) => value
+            .as_array_mut()
+            .into_iter()
+            .flatten()
+            .for_each(|item| prune(*inner, item)),
+        Shape::Map(inner) => {
+            for entry in value.as_object_mut().into_iter().flat_map(Map::values_mut) {
+                if entry.is_null() && *inner == Shape::Str {
+                    *entry = Value::String(String::new());
+                }
+                prune(*inner, entry);
+            }
+        }
+        Shape::Quantity => {
+            let text = match &*value {
+                Value::String(text) => text.clone(),
+                Value::Number(number) => number.to_string(),
+                _ => return,
+            };
+            if let Ok(quantity) = text.parse::<Quantity>() {
+                *value = Value::String(quantity.to_string());
+            }
+        }
+        Shape::Time => canonical_time(value, false),
+        Shape::MicroTime => canonical_time(value, true),
+        _ => {}
+    }
+}
+
+fn prune_struct(definition: &TypeDef, object: &mut Map<String, Value>) {
+    object.retain(|name, value| {
+        let Some(field) = definition.field(name) else {
+            return false;
+        };
+        prune(field.shape, value);
+        !is_omitted(field, value)
+    });
+}
+
+/// Whether Go leaves the value out: `null`, and zero values of optional fields that are no pointers.
+fn is_omitted(field: &Field, value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        _ if field.required || field.pointer => false,
+        // An empty list of managed fields is an instruction, see `track_update`.
+        Value::Array(items) => items.is_empty() && field.name != "managedFields",
+        Value::Object(entries) => entries.is_empty() && matches!(field.shape, Shape::Map(_)),
+        Value::String(text) => {
+            text.is_empty()
+                && matches!(
+                    field.shape,
+                    Shape::Str | Shape::Bytes | Shape::Time | Shape::MicroTime
+                )
+        }
+        Value::Number(number) => {
+            number.as_f64() == Some(0.0) && matches!(field.shape, Shape::I32 | Shape::I64 | Shape::F64)
+        }
+        Value::Bool(set) => !set,
+    }
+}
+
+fn canonical_time(value: &mut Value, micro: bool) {
+    let Some(time) = value
+        .as_str()
+        .and_then(|text| text.parse::<jiff::Timestamp>().ok())
+    else {
+        return;
+    };
+    *value = Value::String(format_time(time, micro));
+}
+
+/// A time as Kubernetes writes it: whole seconds, or six digits of a second.
+pub(super) fn format_time(time: jiff::Timestamp, micro: bool) -> String {
+    time.strftime(if micro {
+        "%Y-%m-%dT%H:%M:%S.%6fZ"
+    } else {
+        "%Y-%m-%dT%H:%M:%SZ"
+    })
+    .to_string()
+}
+
+pub(super) fn check_types(root: Shape, object: &Value) -> Result<(), TypeError> {
+    check(
+        root,
+        object,
+        &Place {
+            owner: "",
+            path: &mut String::new(),
+        },
+    )
+}
+
+struct Place<'a> {
+    owner: &'static str,
+    path: &'a mut String,
+}
+
+fn check(shape: Shape, value: &Value, place: &Place<'_>) -> Result<(), TypeError> {
+    let ok = match (shape.unwrapped(), value) {
+        (_, Value::Null)
+        | (Shape::Raw | Shape::FieldsV1, _)
+        | (Shape::Bool, Value::Bool(_))
+        | (Shape::Str, Value::String(_))
+        | (Shape::F64, Value::Number(_)) => true,
+        (Shape::I32, Value::Number(n)) => n.as_i64().is_some_and(|n| i32::try_from(n).is_ok()),
+        (Shape::I64, Value::Number(n)) => n.as_i64().is_some(),
+        (Shape::IntOrString, Value::String(_)) => true,
+        (Shape::IntOrString, Value::Number(n)) => n.as_i64().is_some_and(|n| i32::try_from(n).is_ok()),
+        (Shape::Bytes, Value::String(text)) => {
+            return base64::engine::general_purpose::STANDARD
+                .decode(text)
+                .map(drop)
+                .map_err(|error| {
+                    let position = match error {
+                        base64::DecodeError::InvalidByte(at, _)
+                        | base64::DecodeError::InvalidLastSymbol(at, _) => at,
+                        _ => text.len(),
+                    };
+                    TypeError {
+                        message: format!("illegal base64 data at input byte {position}"),
+                    }
+                });
+        }
+        (Shape::Quantity, Value::String(text)) => return check_quantity(text),
+        (Shape::Quantity, Value::Number(number)) => return check_quantity(&number.to_string()),
+        (Shape::Time | Shape::MicroTime, Value::String(text)) => {
+            if text.is_empty() || text.parse::<jiff::Timestamp>().is_ok() {
+                true
+            } else {
+                let layout = if shape == Shape::Time {
+                    "2006-01-02T15:04:05Z07:00"
+                } else {
+                    "2006-01-02T15:04:05.000000Z07:00"
+                };
+                let message =
+                    format!("parsing time {text:?} as {layout:?}: cannot parse {text:?} as \"2006\"");
+                return Err(TypeError { message });
+            }
+        }
+        (Shape::Duration, Value::String(_)) => true,
+        (Shape::Struct(id), Value::Object(object)) => {
+            let definition = id.definition();
+            let owner = definition.name.rsplit('.').next().unwrap_or(definition.name);
+            for (name, child) in object {
+                if let Some(field) = definition.field(name) {
+                    let mut path = place.path.clone();
+                    if !path.is_empty() {
+                        path.push('.');
+                    }
+                    path.push_str(name);
+                    check(
+                        field.shape,
+                        child,
+                        &Place {
+                            owner,
+                            path: &mut path,
+                        },
+                    )?;
+                }
+            }
+            true
+        }
+        (Shape::List(inner), Value::Array(items)) => {
+            for item in items {
+                check(
+                    *inner,
+                    item,
+                    &Place {
+                        owner: place.owner,
+                        path: &mut place.path.clone(),
+                    },
+                )?;
+            }
+            true
+        }
+        (Shape::Map(inner), Value::Object(entries)) => {
+            for item in entries.values() {
+                check(
+                    *inner,
+                    item,
+                    &Place {
+                        owner: place.owner,
+                        path: &mut place.path.clone(),
+                    },
+                )?;
+            }
+            true
+        }
+        _ => false,
+    };
+    if ok {
+        Ok(())
+    } else {
+        Err(mismatch(shape.unwrapped(), value, place))
+    }
+}
+
+fn check_quantity(text: &str) -> Result<(), TypeError> {
+    match text.parse::<Quantity>() {
+        Ok(_) => Ok(()),
+        Err(_) if text.is_empty() => Ok(()),
+        Err(error) => Err(TypeError {
+            message: error.to_string(),
+        }),
+    }
+}
+
+fn mismatch(shape: Shape, value: &Value, place: &Place<'_>) -> TypeError {
+    let found = match value {
+        Value::Null => "null".to_owned(),
+        Value::Bool(_) => "bool".to_owned(),
+        Value::Number(number) if matches!(shape, Shape::I32 | Shape::I64 | Shape::IntOrString) => {
+            format!("number {number}")
+        }
+        Value::Number(_) => "number".to_owned(),
+        Value::String(_) => "string".to_owned(),
+        Value::Array(_) => "array".to_owned(),
+        Value::Object(_) => "object".to_owned(),
+    };
+    let expected = go_name(shape);
+    let message = if place.owner.is_empty() {
+        format!("json: cannot unmarshal {found} into Go value of type {expected}")
+    } else {
+        format!(
+            "json: cannot unmarshal {found} into Go struct field {}.{} of type {expected}",
+            place.owner, place.path
+        )
+    };
+    TypeError { message }
+}
+
+fn go_name(shape: Shape) -> String {
+    match shape {
+        Shape::Str | Shape::Time | Shape::MicroTime | Shape::Duration => "string".to_owned(),
+        Shape::Bool => "bool".to_owned(),
+        Shape::I32 | Shape::IntOrString => "int32".to_owned(),
+        Shape::I64 => "int64".to_owned(),
+        Shape::F64 => "float64".to_owned(),
+        Shape::Bytes => "[]uint8".to_owned(),
+        Shape::Quantity => "resource.Quantity".to_owned(),
+        Shape::Raw => "runtime.RawExtension".to_owned(),
+        Shape::FieldsV1 => "v1.FieldsV1".to_owned(),
+        Shape::Struct(id) => {
+            // `core.v1.PodSpec` is `v1.PodSpec` in Go.
+            let name = id.definition().name;
+            name.split_once('.').map_or(name, |(_, rest)| rest).to_owned()
+        }
+        Shape::List(inner) => format!("[]{}", go_name(*inner)),
+        Shape::Map(inner) => format!("map[string]{}", go_name(*inner)),
+        Shape::Wrapped(inner) => go_name(*inner),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::kind;
+    use serde_json::json;
+
+    #[test]
+    fn unknown_fields_are_named_by_path() {
+        let schema = kind("apps", "v1", "Deployment").expect("known");
+        let object = json!({"apiVersion": "apps/v1", "kind": "Deployment", "foo": 1,
+            "metadata": {"name": "x", "labels": {"any": "thing"}, "unknownMeta": ""},
+            "spec": {"replicaz": 1, "template": {"spec": {"containers": [
+                {"name": "a", "imagee": "x"}, {"name": "b", "resources": {"limits": {"cpu": "1"}}}],
+                "volumes": [{"name": "v", "emptyDir": {"size": 1}, "emptyDirr": {}}]}}}});
+        let mut found = schema.unknown_fields(&object);
+        found.sort();
+        assert_eq!(
+            found,
+            [
+                "foo",
+                "metadata.unknownMeta",
+                "spec.replicaz",
+                "spec.template.spec.containers[0].imagee",
+                "spec.template.spec.volumes[0].emptyDir.size",
+                "spec.template.spec.volumes[0].emptyDirr",
+            ]
+        );
+    }
+
+    #[test]
+    fn pruning_gives_the_stored_form() {
+        let schema = kind("", "v1", "Pod").expect("known");
+        let mut object = json!({"metadata": {"name": "x", "creationTimestamp": null, "labels": {}, "bogus": 1,
+                "annotations": {"a": null}, "deletionTimestamp": "2024-01-01T01:00:00.5+01:00"},
+            "spec": {"hostNetwork": false, "nodeName": "", "priority": 0, "enableServiceLinks": false,
+                "volumes": [{"name": "v", "emptyDir": {}}], "tolerations": [],
+                "containers": [{"name": "c", "resources": {"limits": {"cpu": 1.50, "memory": "1024Ki"}}, "env": null}]}});
+        schema.prune(&mut object);
+        assert_eq!(
+            object,
+            json!({"metadata": {"name": "x", "annotations": {"a": ""}, "deletionTimestamp": "2024-01-01T00:00:00Z"},
+                "spec": {"priority": 0, "enableServiceLinks": false, "volumes": [{"name": "v", "emptyDir": {}}],
+                    "containers": [{"name": "c", "resources": {"limits": {"cpu": "1500m", "memory": "1Mi"}}}]}})
+        );
+    }
+
+    #[test]
+    fn wrong_types_are_worded_as_go_words_them() {
+        let check = |group, kind_name, object| {
+            kind(group, "v1", kind_name)
+                .expect("known")
+                .check_types(&object)
+                .expect_err("refused")
+                .to_string()
+        };
+        assert_eq!(
+            check("apps", "Deployment", json!({"spec": {"replicas": "x"}})),
+            "json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"
+        );
+        assert_eq!(
+            check("", "Pod", json!({"spec": {"containers": {"name": "x"}}})),
+            "json: cannot unmarshal object into Go struct field PodSpec.spec.containers of type []v1.Container"
+        );
+        assert_eq!(
+            check("", "ConfigMap", json!({"data": {"a": 1}})),
+            "json: cannot unmarshal number into Go struct field ConfigMap.data of type string"
+        );
+        assert_eq!(
+            check("", "Pod", json!([])),
+            "json: cannot unmarshal array into Go value of type v1.Pod"
+        );
+        assert!(
+            check("", "Pod", json!({"spec": {"overhead": {"cpu": "x"}}}))
+                .starts_with("quantities must match")
+        );
+        assert_eq!(
+            check("", "Secret", json!({"data": {"a": "%"}})),
+            "illegal base64 data at input byte 0"
+        );
+        let fine = json!({"spec": {"containers": [{"name": "c", "ports": [{"containerPort": 80}],
+            "livenessProbe": {"httpGet": {"port": "http"}}}], "activeDeadlineSeconds": 5}});
+        kind("", "v1", "Pod")
+            .expect("known")
+            .check_types(&fine)
+            .expect("well typed");
+    }
 }

@@ -46,3 +46,163 @@ pub fn json_patch(current: &Value, patch: &Value) -> Result<Value, PatchError> {
         .map_err(|error| PatchError::Unprocessable(error.to_string()))?;
     Ok(result)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    #[test]
+    fn merge_patch_examples_of_rfc_7396() {
+        for (current, patch, expected) in [
+            (json!({"a": "b"}), json!({"a": "c"}), json!({"a": "c"})),
+            (json!({"a": "b"}), json!({"b": "c"}), json!({"a": "b", "b": "c"})),
+            (json!({"a": "b"}), json!({"a": null}), json!({})),
+            (json!({"a": "b", "b": "c"}), json!({"a": null}), json!({"b": "c"})),
+            (json!({"a": ["b"]}), json!({"a": "c"}), json!({"a": "c"})),
+            (json!({"a": "c"}), json!({"a": ["b"]}), json!({"a": ["b"]})),
+            (
+                json!({"a": {"b": "c"}}),
+                json!({"a": {"b": "d", "c": null}}),
+                json!({"a": {"b": "d"}}),
+            ),
+            (json!({"a": [{"b": "c"}]}), json!({"a": [1]}), json!({"a": [1]})),
+            (json!({"e": null}), json!({"a": 1}), json!({"e": null, "a": 1})),
+            (
+                json!({}),
+                json!({"a": {"bb": {"ccc": null}}}),
+                json!({"a": {"bb": {}}}),
+            ),
+        ] {
+            assert_eq!(
+                json_merge(&current, &patch).expect("good"),
+                expected,
+                "{current} {patch}"
+            );
+        }
+        assert!(matches!(
+            json_merge(&json!({}), &json!(["c"])),
+            Err(PatchError::Malformed(_))
+        ));
+    }
+
+    #[test]
+    fn patch_examples_of_rfc_6902() {
+        for (current, patch, expected) in [
+            (
+                json!({"foo": "bar"}),
+                json!([{"op": "add", "path": "/baz", "value": "qux"}]),
+                Some(json!({"baz": "qux", "foo": "bar"})),
+            ),
+            (
+                json!({"foo": ["bar", "baz"]}),
+                json!([{"op": "add", "path": "/foo/1", "value": "qux"}]),
+                Some(json!({"foo": ["bar", "qux", "baz"]})),
+            ),
+            (
+                json!({"foo": ["a"]}),
+                json!([{"op": "add", "path": "/foo/-", "value": ["b"]}]),
+                Some(json!({"foo": ["a", ["b"]]})),
+            ),
+            (
+                json!({"baz": "qux", "foo": 1}),
+                json!([{"op": "remove", "path": "/baz"}]),
+                Some(json!({"foo": 1})),
+            ),
+            (
+                json!({"foo": ["a", "b", "c"]}),
+                json!([{"op": "remove", "path": "/foo/1"}]),
+                Some(json!({"foo": ["a", "c"]})),
+            ),
+            (
+                json!({"baz": "qux"}),
+                json!([{"op": "replace", "path": "/baz", "value": "boo"}]),
+                Some(json!({"baz": "boo"})),
+            ),
+            (
+                json!({"foo": {"bar": 1}, "qux": {}}),
+                json!([{"op": "move", "from": "/foo/bar", "path": "/qux/thud"}]),
+                Some(json!({"foo": {}, "qux": {"thud": 1}})),
+            ),
+            (
+                json!({"foo": [1, 2, 3]}),
+                json!([{"op": "move", "from": "/foo/0", "path": "/foo/2"}]),
+                Some(json!({"foo": [2, 3, 1]})),
+            ),
+            (
+                json!({"a": {"x/y~z": 1}}),
+                json!([{"op": "copy", "from": "/a/x~1y~0z", "path": "/b"}]),
+                Some(json!({"a": {"x/y~z": 1}, "b": 1})),
+            ),
+            (
+                json!({"a": "b"}),
+                json!([{"op": "test", "path": "/a", "value": "b"}]),
+                Some(json!({"a": "b"})),
+            ),
+            (
+                json!({"a": 1}),
+                json!([{"op": "replace", "path": "", "value": {"b": 2}}]),
+                Some(json!({"b": 2})),
+            ),
+            (
+                json!({"a": "b"}),
+                json!([{"op": "test", "path": "/a", "value": "c"}]),
+                None,
+            ),
+            (
+                json!({"a": "b"}),
+                json!([{"op": "add", "path": "/x/y", "value": 1}]),
+                None,
+            ),
+            (
+                json!({"a": [1]}),
+                json!([{"op": "add", "path": "/a/7", "value": 1}]),
+                None,
+            ),
+            (json!({}), json!([{"op": "remove", "path": "/a"}]), None),
+            (
+                json!({}),
+                json!([{"op": "replace", "path": "/a", "value": 1}]),
+                None,
+            ),
+        ] {
+            match (json_patch(&current, &patch), expected) {
+                (Ok(result), Some(expected)) => assert_eq!(result, expected, "{patch}"),
+                (Err(PatchError::Unprocessable(_)), None) => {}
+                (result, _) => panic!("{patch}: {result:?}"),
+            }
+        }
+        for patch in [
+            json!({}),
+            json!([{"op": "fly", "path": "/a"}]),
+            json!([{"op": "add"}]),
+        ] {
+            assert!(
+                matches!(json_patch(&json!({}), &patch), Err(PatchError::Malformed(_))),
+                "{patch}"
+            );
+        }
+        let many = Value::Array(vec![
+            json!({"op": "test", "path": "", "value": {}});
+            MAX_JSON_PATCH_OPERATIONS + 1
+        ]);
+        assert!(matches!(
+            json_patch(&json!({}), &many),
+            Err(PatchError::TooManyOperations(10_001))
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn no_operation_makes_it_panic(
+            op in prop::sample::select(vec!["add", "remove", "replace", "move", "copy", "test"]),
+            path in "(/[a-c0-9~\\-]{0,3}){0,3}|[a-z/]{0,4}", from in "(/[a-c0-9]{0,2}){0,3}", index in any::<u64>(),
+        ) {
+            let current = json!({"a": [1, {"b": null}], "b": {"c": "x"}});
+            let operation = json!([{"op": op, "path": path, "from": from, "value": 1},
+                {"op": op, "path": format!("/a/{index}"), "from": "/a", "value": 2}]);
+            let _ = json_patch(&current, &operation);
+        }
+    }
+}
