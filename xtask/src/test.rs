@@ -150,15 +150,15 @@ fn check_machine() -> Result<()> {
         "grep -qw overlay /proc/filesystems || modprobe overlay",
     );
     if workspace::has_program("ip") {
-        check("veth devices", "ip link add a type veth peer name b");
-        check("bridges", "ip link add a type bridge");
+        check("veth devices", "ip link add v0 type veth peer name v1");
+        check("bridges", "ip link add v0 type bridge");
         check(
             "VXLAN devices that take their metadata from BPF",
-            "ip link add a type vxlan external dstport 4789",
+            "ip link add v0 type vxlan external dstport 4789",
         );
         check(
             "the clsact qdisc",
-            "ip link add a type veth peer name b; tc qdisc add dev a clsact",
+            "ip link add v0 type veth peer name v1; tc qdisc add dev v0 clsact",
         );
         check("IPv6", "ip -6 addr add ::2/128 dev lo");
     }
@@ -208,12 +208,12 @@ fn build_tests() -> Result<Vec<Program>> {
         }
         let kind = message["target"]["kind"][0].as_str().unwrap_or_default();
         let manifest = Path::new(message["manifest_path"].as_str().unwrap_or_default());
-        let package = manifest
-            .parent()
-            .and_then(Path::file_name)
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let dir = manifest.parent().context("a manifest has a directory")?;
+        let package = dir
+            .strip_prefix(workspace::root())
+            .unwrap_or(dir)
+            .display()
+            .to_string();
         let target = message["target"]["name"].as_str().unwrap_or_default().to_owned();
         let is_unit = kind != "test";
         let program = Program {
@@ -261,7 +261,7 @@ fn threads(program: &Program) -> usize {
 }
 
 /// Runs one program, shows its tests as they end, and counts them.
-fn run_program(program: &Program, long: bool, names: &[String], tally: &mut Tally) -> Result<()> {
+fn run_program(program: &Program, long: bool, names: &[&String], tally: &mut Tally) -> Result<()> {
     let title = format!("{}/{}", program.package, program.target);
     step(&title);
     let mut command = Command::new(&program.path);
