@@ -67,13 +67,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     step("building the tests");
     let programs = build_tests()?;
 
-    for program in &programs {
-        let whole = args
-            .filters
+    let is_program = |filter: &&String| {
+        programs
             .iter()
-            .any(|filter| program.target.contains(filter.as_str()));
-        let names: &[String] = if whole { &[] } else { &args.filters };
-        run_program(program, args.long, names, &mut tally)?;
+            .any(|program| program.target.contains(filter.as_str()))
+    };
+    let (wanted, names): (Vec<&String>, Vec<&String>) = args.filters.iter().partition(is_program);
+    for program in &programs {
+        if wanted
+            .iter()
+            .any(|filter| program.target.contains(filter.as_str()))
+            || args.filters.is_empty()
+        {
+            run_program(program, args.long, &[], &mut tally)?;
+        } else if !names.is_empty() {
+            run_program(program, args.long, &names, &mut tally)?;
+        }
     }
     let minutes = start.elapsed().as_secs_f64() / 60.0;
     if !tally.failures.is_empty() {
