@@ -20,6 +20,7 @@ pub mod leaks;
 pub mod machine;
 pub mod node;
 pub mod observe;
+pub mod plugin;
 pub mod pods;
 pub mod probe;
 pub mod process;

@@ -46,30 +46,33 @@ const LAB: &[Need] = &[
 pub(crate) const DEMO: &[&[Need]] = &[LAB];
 
 /// What the suites need.
-pub(crate) const TEST: &[&[Need]] = &[LAB];
+pub(crate) const TEST: &[&[Need]] = &[LAB, RUNTIME];
+
+/// A real runtime that calls the plugin.
+const RUNTIME: &[Need] = &[
+    need("containerd", "containerd", "the tests let it call the plugin"),
+    need("runc", "runc", "containerd runs containers with it"),
+];
 
 /// What the benchmarks compare with.
-pub(crate) const BENCH: &[&[Need]] = &[
-    LAB,
-    &[need(
+const PEERS: &[Need] = &[
+    need(
         "/usr/lib/cni/bridge",
         "containernetworking-plugins",
         "the benchmarks run beside its plugins",
-    )],
-    &[need(
+    ),
+    need(
         "iptables-nft-restore",
         "iptables",
         "the benchmarks give a peer kube-proxy's base rules with it",
-    )],
-    &[need(
-        "timeout",
-        "coreutils",
-        "the benchmarks end what hangs with it",
-    )],
+    ),
 ];
 
+/// What the benchmarks need.
+pub(crate) const BENCH: &[&[Need]] = &[LAB, PEERS];
+
 /// Everything that any command needs.
-pub(crate) const ALL: &[&[Need]] = BENCH;
+pub(crate) const ALL: &[&[Need]] = &[LAB, RUNTIME, PEERS];
 
 /// Installs what is missing of `needs`.
 pub(crate) fn run(needs: &[&[Need]]) -> Result<()> {
