@@ -313,6 +313,15 @@ impl Shape {
         }
     }
 
+    /// Whether there is a struct somewhere in it.
+    pub fn has_struct(self) -> bool {
+        match self {
+            Self::Struct(_) => true,
+            Self::List(inner) | Self::Map(inner) | Self::Wrapped(inner) => inner.has_struct(),
+            _ => false,
+        }
+    }
+
     /// The shape in JSON, where a wrapped list is a list.
     pub fn unwrapped(self) -> Self {
         match self {
