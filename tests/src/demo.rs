@@ -41,7 +41,7 @@ const NODE_PORT: u16 = 9000;
 const READY_TARGET: Duration = Duration::from_secs(5);
 
 /// How long each step may take before the demo has failed.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 const ALL: &[Protocol] = &[Protocol::Tcp, Protocol::Udp, Protocol::Icmp];
 
@@ -65,9 +65,10 @@ pub fn run(lab: Lab) -> Result<()> {
     let id = lab.id().to_owned();
     let screen = Screen::new();
     let start = Instant::now();
-    let outcome = show(lab.clone(), &screen);
+    let outcome = show(lab.clone(), screen);
     if outcome.is_err() {
-        let _ = keep(&lab);
+        // Before the logs are removed.
+        eprintln!("{}", lab.log_tails(20));
     }
     screen.during("cleaning up", || {
         lab.teardown();
@@ -87,13 +88,7 @@ pub fn run(lab: Lab) -> Result<()> {
     Ok(())
 }
 
-/// Prints what the processes logged last, before the logs are removed.
-fn keep(lab: &Lab) -> Result<()> {
-    eprintln!("{}", lab.log_tails(20));
-    Ok(())
-}
-
-fn show(lab: Lab, screen: &Screen) -> Result<()> {
+fn show(lab: Lab, screen: Screen) -> Result<()> {
     screen.title("three nodes, one controller");
     let mut options = ClusterOptions::new("demo");
     options.nodes = 3;
@@ -149,7 +144,7 @@ fn show(lab: Lab, screen: &Screen) -> Result<()> {
     lose_and_heal(&mut cluster, screen, victim)
 }
 
-fn lose_and_heal(cluster: &mut Cluster, screen: &Screen, victim: usize) -> Result<()> {
+fn lose_and_heal(cluster: &mut Cluster, screen: Screen, victim: usize) -> Result<()> {
     let name = cluster.nodes[victim].name().to_owned();
     screen.title(&format!("{name} dies: its agent is killed and its links go down"));
     let died = Instant::now();
@@ -208,7 +203,7 @@ struct Pod {
     is_host: bool,
 }
 
-fn apply(cluster: &Cluster, screen: &Screen) -> Result<()> {
+fn apply(cluster: &Cluster, screen: Screen) -> Result<()> {
     if let Some(kubectl) = cluster.kubectl() {
         screen.note("kubectl apply -f tests/demo.yaml");
         for line in kubectl.run(&["apply", "-f", YAML])?.lines() {
@@ -270,7 +265,7 @@ fn read_pod(object: &Value) -> Result<Pod> {
     })
 }
 
-fn show_pods(screen: &Screen, pods: &[Pod]) {
+fn show_pods(screen: Screen, pods: &[Pod]) {
     let width = pods.iter().map(|pod| pod.name.len()).max().unwrap_or(0);
     for pod in pods {
         let ips: Vec<String> = pod.ips.iter().map(ToString::to_string).collect();
@@ -285,7 +280,7 @@ fn show_pods(screen: &Screen, pods: &[Pod]) {
 }
 
 /// Every pod to every pod, every node to every pod, every pod to every node, over TCP, UDP and ICMP and both families.
-fn check_all(cluster: &Cluster, screen: &Screen, pods: &[Pod], without: &[&str]) -> Result<()> {
+fn check_all(cluster: &Cluster, screen: Screen, pods: &[Pod], without: &[&str]) -> Result<()> {
     let mut pod_places = Vec::new();
     for pod in pods {
         let node = &cluster.nodes[cluster.node_index(&pod.node)?];

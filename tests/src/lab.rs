@@ -174,12 +174,14 @@ impl Lab {
             let text = fs::read_to_string(path).unwrap_or_default();
             let all: Vec<&str> = text.lines().collect();
             let from = all.len().saturating_sub(lines);
-            out.push_str(&format!(
-                "--- {} (last {} of {} lines)\n",
+            let title = format!(
+                "--- {} (last {} of {} lines)",
                 path.display(),
                 all.len() - from,
                 all.len()
-            ));
+            );
+            out.push_str(&title);
+            out.push('\n');
             for line in &all[from..] {
                 out.push_str(line);
                 out.push('\n');

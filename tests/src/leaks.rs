@@ -148,11 +148,7 @@ fn processes(machine: &Machine) -> Result<(BTreeSet<String>, BTreeSet<String>)> 
     let mut namespaces = BTreeSet::new();
     for (pid, dir) in pids() {
         // A container has namespaces of its own, but its shim, its parent, is of the machine.
-        let inode = |kind: &str| {
-            fs::metadata(dir.join("ns").join(kind))
-                .map(|meta| meta.ino())
-                .unwrap_or(0)
-        };
+        let inode = |kind: &str| fs::metadata(dir.join("ns").join(kind)).map_or(0, |meta| meta.ino());
         let lab = fs::read(dir.join("environ")).unwrap_or_default();
         let mark = format!("{LAB_ENV}={}", machine.lab().id());
         if inode("mnt") != mount_ns && !lab.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes()) {

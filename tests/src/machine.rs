@@ -235,7 +235,7 @@ impl Machine {
 pub(crate) fn output(mut command: Command) -> Result<String> {
     let output = command
         .output()
-        .with_context(|| format!("run {:?}", command.get_program()))?;
+        .with_context(|| format!("run {}", command.get_program().display()))?;
     checked(&output)
 }
 

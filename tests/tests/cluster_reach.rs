@@ -55,7 +55,7 @@ fn only_what_leaves_the_cluster_is_masqueraded() -> Result<()> {
     let outcomes = wait_until("the outside", DEADLINE, || {
         let outcomes = pod.check(&outside.sockets(8080), &[Protocol::Tcp, Protocol::Udp])?;
         anyhow::ensure!(
-            outcomes.iter().all(|outcome| outcome.is_reached()),
+            outcomes.iter().all(weft_lab::probe::check::Outcome::is_reached),
             "{outcomes:?}"
         );
         Ok(outcomes)

@@ -24,31 +24,31 @@ impl Screen {
     }
 
     /// Begins a part.
-    pub(super) fn title(&self, text: &str) {
+    pub(super) fn title(self, text: &str) {
         println!("\n{}", self.paint("1", text));
     }
 
     /// Says that something held.
-    pub(super) fn good(&self, text: &str) {
+    pub(super) fn good(self, text: &str) {
         println!("  {} {text}", self.paint("32", "✓"));
     }
 
     /// Says a detail.
-    pub(super) fn note(&self, text: &str) {
+    pub(super) fn note(self, text: &str) {
         println!("    {}", self.paint("2", text));
     }
 
     /// Prints a line of a table.
     #[expect(clippy::unused_self, reason = "all printing goes through the screen")]
-    pub(super) fn plain(&self, text: &str) {
+    pub(super) fn plain(self, text: &str) {
         println!("    {text}");
     }
 
     /// Does `work`, saying what it is and, if it takes long, for how long it has been at it.
-    pub(super) fn during<T>(&self, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(super) fn during<T>(self, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         println!("  • {what}");
         let (done, is_done) = mpsc::channel::<()>();
-        let screen = *self;
+        let screen = self;
         let start = Instant::now();
         let ticker = thread::spawn(move || {
             while let Err(mpsc::RecvTimeoutError::Timeout) = is_done.recv_timeout(PATIENCE) {

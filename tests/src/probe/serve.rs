@@ -11,7 +11,7 @@ use super::{Greeting, plain};
 pub const ECHO: u8 = b'E';
 
 /// A client that says nothing for this long is dropped.
-const IDLE: Duration = Duration::from_secs(600);
+const IDLE: Duration = Duration::from_mins(10);
 
 /// Serves for ever on `port`, under `name`.
 ///

@@ -111,7 +111,7 @@ fn send(socket: &UdpSocket, hz: u64, stop: &Path, sent: &AtomicU64) -> io::Resul
     let start = Instant::now();
     let mut number = 0_u64;
     // A look at the file system for every datagram would disturb the rate.
-    while number % 50 != 0 || !stop.exists() {
+    while !number.is_multiple_of(50) || !stop.exists() {
         let mut datagram = [ECHO; 64];
         datagram[8..16].copy_from_slice(&number.to_be_bytes());
         socket.send(&datagram)?;
