@@ -1,4 +1,4 @@
-//! `bench cni`: what attaching and detaching a container costs, beside Debian's plugins.
+//! `bench cni`: what attaching and detaching a container costs, beside Debian's plugins, and what Weft itself weighs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,9 +15,13 @@ use crate::cluster::{Cluster, ClusterOptions};
 use crate::fabric::{Fabric, FabricOptions};
 use crate::lab::Lab;
 use crate::machine::{Machine, feed_output};
+use crate::pods::Attachment;
 
 /// The columns after Weft's.
-pub const PEERS: [&str; 3] = ["bridge", "ptp", "spawn"];
+pub const PEERS: [&str; 4] = ["bridge", "ptp", "spawn", LIMIT];
+
+/// The column of absolute promises.
+const LIMIT: &str = "limit";
 
 /// The program that does nothing, for the floor.
 const NOTHING: &str = "/bin/true";
@@ -66,6 +70,8 @@ fn cases(options: &Options) -> Vec<(&'static str, String, &'static str, Option<f
         all.push((parallel_cpu, format!("cni/{verb}-{many}:cpu"), "CPU ms", None));
     }
     all.push(("floor", "cni/start-to-exit".to_owned(), "ms", None));
+    all.push(("rss", "cni/agent-rss".to_owned(), "MB", None));
+    all.push(("size", "cni/weft-size".to_owned(), "MB", None));
     all
 }
 
@@ -132,6 +138,11 @@ pub fn run(options: &Options, mut say: impl FnMut(&str)) -> Result<Vec<Row>> {
     }
     drop(subjects);
     drop(plain);
+    drop(cluster);
+    if options.with_weft {
+        say("weighing the agents of a cluster of 3 nodes with 30 pods");
+        weigh(&mut samples)?;
+    }
     Ok(rows(options, &samples))
 }
 
@@ -206,6 +217,53 @@ fn floor(samples: &mut Samples, socket: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The largest agent of a cluster with three nodes and ten pods on each, and the program on disk.
+fn weigh(samples: &mut Samples) -> Result<()> {
+    const NODES: usize = 3;
+    const PODS: usize = 10;
+    let mut cluster = Cluster::start(ClusterOptions {
+        nodes: NODES,
+        ..ClusterOptions::new("bench-weight")
+    })?;
+    let mut attachments = Vec::new();
+    for node in &cluster.nodes {
+        for pod in 0..PODS {
+            attachments.push(Attachment::add(node, &format!("weight-{pod}"))?);
+        }
+    }
+    let mut largest: f64 = 0.0;
+    for node in &mut cluster.nodes {
+        largest = largest.max(megabytes(node.agent()?.rss_kb()? * 1024));
+    }
+    let mut put = |case: &'static str, value: f64| {
+        samples
+            .entry(case)
+            .or_default()
+            .insert(WEFT.to_owned(), vec![value]);
+    };
+    put("rss", largest);
+    put(
+        "size",
+        megabytes(std::fs::metadata(binaries::find("weft")?)?.len()),
+    );
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a size for people")]
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
+
+/// What is promised of a case in its own unit.
+fn limit(key: &str) -> Option<f64> {
+    match key {
+        "floor" => Some(3.0),
+        "rss" => Some(30.0),
+        "size" => Some(25.0),
+        _ => None,
+    }
+}
+
 fn rows(options: &Options, samples: &Samples) -> Vec<Row> {
     cases(options)
         .into_iter()
@@ -217,10 +275,14 @@ fn rows(options: &Options, samples: &Samples) -> Vec<Row> {
                     .any(|filter| name.contains(filter.as_str()))
         })
         .filter_map(|(key, case, unit, promise)| {
-            let samples = samples.get(key)?.clone();
+            let mut samples = samples.get(key)?.clone();
+            if let Some(limit) = limit(key) {
+                samples.insert(LIMIT.to_owned(), vec![limit]);
+            }
             let promised = promise
                 .map(|ratio| ("bridge".to_owned(), ratio))
                 .into_iter()
+                .chain(limit(key).map(|_| (LIMIT.to_owned(), 1.0)))
                 .collect();
             Some(Row {
                 case,

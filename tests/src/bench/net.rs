@@ -139,14 +139,14 @@ pub fn run(options: &Options, mut say: impl FnMut(&str)) -> Result<Vec<Row>> {
     Ok(options
         .cases
         .iter()
-        .filter_map(|case| Some(row(*case, samples.remove(case)?)))
+        .filter_map(|case| Some(row(*case, options.encap, samples.remove(case)?)))
         .collect())
 }
 
-fn row(case: Case, samples: BTreeMap<String, Vec<f64>>) -> Row {
+fn row(case: Case, encap: Encap, samples: BTreeMap<String, Vec<f64>>) -> Row {
     let promised = samples
         .keys()
-        .filter_map(|peer| Some((peer.clone(), case.floor(peer)?)))
+        .filter_map(|peer| Some((peer.clone(), floor(case, encap, peer)?)))
         .collect();
     Row {
         case: case.to_string(),
@@ -154,6 +154,15 @@ fn row(case: Case, samples: BTreeMap<String, Vec<f64>>) -> Row {
         more_is_better: true,
         samples,
         promised,
+    }
+}
+
+/// The promise of a row; of the kernel's device less is promised than of the programs.
+fn floor(case: Case, encap: Encap, peer: &str) -> Option<f64> {
+    const DEVICE: f64 = 1.1;
+    match (encap, case.reach) {
+        (Encap::Device, Reach::Cross) => (peer == "flannel" && !case.big).then_some(DEVICE),
+        _ => case.floor(peer),
     }
 }
 
