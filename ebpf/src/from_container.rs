@@ -59,16 +59,19 @@ fn forward<F: Family>(packet: Packet) -> Result<Verdict, Reason> {
 
 #[inline(always)]
 fn to_peer<F: Family>(packet: Packet, node: &NodeConfig, peer: &Peer, class: u8) -> Result<Verdict, Reason> {
+    let beyond_length_fields = packet.length() > MAX_LENGTH - tunnel::V6_LEN as u32;
+    if beyond_length_fields && !F::BIG_AGGREGATES {
+        // Cut by the overlay device. Segments that are too big show when TCP repeats them one by one.
+        return Ok(packet.redirect_out(node.overlay_ifindex, Reason::ToOverlayDevice));
+    }
     if packet.exceeds(node.tunnel_mtu, node.overlay_ifindex) {
         // The stack's route has the tunnel's MTU: it fragments, or answers "too big", as for any router.
         return packet.redirect_to_stack(node.overlay_ifindex, Reason::TooBig);
     }
     // An aggregate of more than 64 KB reaches a pod by way of the receiver's program, whereas UDP in the receiver's stack
-    // knows no such length; so what the stack will take is cut by the overlay device.
-    let fits = packet.length() <= MAX_LENGTH - tunnel::V6_LEN as u32
-        || (F::BIG_AGGREGATES && peer.flags & PEER_IS_NODE == 0);
+    // knows no such length; so what that stack is to take is cut by the overlay device, too.
     if node.flags & flags::PROGRAM_ENCAP != 0
-        && fits
+        && !(beyond_length_fields && peer.flags & PEER_IS_NODE != 0)
         && let Some(verdict) = tunnel::encapsulate(packet, node, peer, class)
     {
         return verdict;

@@ -21,6 +21,15 @@ pub fn raise(machine: &Machine, device: &str, limit: u32) -> Result<()> {
         .trim()
         .parse()
         .context("an interface index")?;
+    raise_in(netns, index, limit)
+        .with_context(|| format!("raise the segment limits of {device} on {}", machine.name()))
+}
+
+/// The same for the device of that index in a network namespace.
+///
+/// # Errors
+/// If the device does not exist or the kernel refuses.
+pub fn raise_in(netns: File, index: u32, limit: u32) -> Result<()> {
     // A network namespace belongs to a thread, so this one is made for it and ends in it.
     thread::spawn(move || -> Result<()> {
         setns(netns, CloneFlags::CLONE_NEWNET).context("enter the network namespace")?;
@@ -47,5 +56,4 @@ pub fn raise(machine: &Machine, device: &str, limit: u32) -> Result<()> {
     })
     .join()
     .map_err(|_| anyhow!("the thread panicked"))?
-    .with_context(|| format!("raise the segment limits of {device} on {}", machine.name()))
 }

@@ -7,11 +7,11 @@
 //! `from_container` hangs on a filter block shared by all host veths, not on each of them (see [`block_filter`]).
 
 use std::{
+    collections::BTreeMap,
     fs, io,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
-    thread,
-    time::Duration,
 };
 
 use aya::{
@@ -20,11 +20,10 @@ use aya::{
     programs::{
         LinkOrder, ProgramError, SchedClassifier, TcAttachType,
         links::{FdLink, LinkError, PinnedLink},
-        tc::{SchedClassifierLinkId, TcAttachOptions},
+        tc::TcAttachOptions,
     },
 };
 use ipnetwork::IpNetwork;
-use std::net::IpAddr;
 use weft_ebpf_common::{Counter, Endpoint, NodeConfig, Peer, maps as names, reason};
 
 use super::maps::{EndpointEntry, Metric, NodeSettings, PeerEntry, Tables};
@@ -166,6 +165,11 @@ pub enum Repair {
         /// The device.
         device: String,
     },
+    /// A program was attached, but would not have outlived this process.
+    Repinned {
+        /// The program.
+        program: &'static str,
+    },
     /// The shared block had lost its filter, or had another's.
     FilterReplaced {
         /// The block.
@@ -213,6 +217,8 @@ pub struct Dataplane {
 struct Inner {
     ebpf: Ebpf,
     tables: Tables,
+    /// By program. Held beside the pins, so that a pin that another tool removes costs nothing.
+    links: BTreeMap<&'static str, FdLink>,
 }
 
 impl Dataplane {
@@ -243,7 +249,11 @@ impl Dataplane {
         // Before the programs are attached: the first packet must meet a configured node.
         tables.configure(&opts.settings)?;
         let dataplane = Self {
-            inner: Mutex::new(Inner { ebpf, tables }),
+            inner: Mutex::new(Inner {
+                ebpf,
+                tables,
+                links: BTreeMap::new(),
+            }),
             filter_block: opts.filter_block,
             underlay: opts.underlay.clone(),
             overlay: opts.overlay.clone(),
@@ -252,7 +262,7 @@ impl Dataplane {
         {
             let mut inner = dataplane.lock();
             for hook in &HOOKS {
-                dataplane.attach(&mut inner.ebpf, hook)?;
+                dataplane.attach(&mut inner, hook)?;
             }
             dataplane.replace_filter(&mut inner.ebpf)?;
         }
@@ -328,11 +338,16 @@ impl Dataplane {
         for hook in &HOOKS {
             let device = self.device(hook);
             let id = program_id(&mut inner.ebpf, hook.program)?;
-            if !self.links.join(hook.program).exists() || !is_attached(&device.name, hook, id)? {
-                self.attach(&mut inner.ebpf, hook)?;
+            if !is_attached(&device.name, hook, id)? {
+                self.attach(&mut inner, hook)?;
                 repairs.push(Repair::Reattached {
                     program: hook.program,
                     device: device.name.clone(),
+                });
+            } else if !self.links.join(hook.program).exists() {
+                self.repin(&mut inner, hook)?;
+                repairs.push(Repair::Repinned {
+                    program: hook.program,
                 });
             }
         }
@@ -383,12 +398,13 @@ impl Dataplane {
     }
 
     /// Attaches a hook's program: behind the pinned link if that is alive on the device, else by a new link.
-    fn attach(&self, ebpf: &mut Ebpf, hook: &Hook) -> Result<(), DataplaneError> {
+    fn attach(&self, inner: &mut Inner, hook: &Hook) -> Result<(), DataplaneError> {
         let device = &self.device(hook).name;
         let error = |e: ProgramError| DataplaneError::attach(hook.program, device, e);
         let link_error = |e: LinkError| DataplaneError::attach(hook.program, device, e);
         let pin = self.links.join(hook.program);
-        let classifier = program(ebpf, hook.program)?;
+        let classifier = program(&mut inner.ebpf, hook.program)?;
+        inner.links.remove(hook.program);
 
         if let Some(link) = pinned_link(&pin).map_err(link_error)? {
             let old = link.info().map_err(link_error)?.program_id();
@@ -397,8 +413,13 @@ impl Dataplane {
                 let id = classifier
                     .attach_to_link(link.try_into().map_err(link_error)?)
                     .map_err(error)?;
-                // Taken out of the program, whose drop would detach it; the pin holds it from here on.
-                drop(classifier.take_link(id).map_err(error)?);
+                // Taken out of the program, whose drop would detach it.
+                let link = classifier
+                    .take_link(id)
+                    .map_err(error)?
+                    .try_into()
+                    .map_err(link_error)?;
+                inner.links.insert(hook.program, link);
                 return Ok(());
             }
         }
@@ -407,13 +428,23 @@ impl Dataplane {
         let id = classifier
             .attach_with_options(device, (hook.attach)(), options)
             .map_err(error)?;
-        let link: FdLink = classifier
+        let link = classifier
             .take_link(id)
             .map_err(error)?
             .try_into()
             .map_err(link_error)?;
-        link.pin(&pin)
-            .map_err(|e| DataplaneError::attach(hook.program, device, e))?;
+        inner.links.insert(hook.program, link);
+        self.repin(inner, hook)
+    }
+
+    /// Pins the link that this process holds.
+    fn repin(&self, inner: &mut Inner, hook: &Hook) -> Result<(), DataplaneError> {
+        if let Some(link) = inner.links.remove(hook.program) {
+            let pinned = link
+                .pin(self.links.join(hook.program))
+                .map_err(|e| DataplaneError::attach(hook.program, &self.device(hook).name, e))?;
+            inner.links.insert(hook.program, pinned.into());
+        }
         Ok(())
     }
 
@@ -460,30 +491,6 @@ fn is_attached(device: &str, hook: &Hook, program_id: u32) -> Result<bool, Datap
     let (_, attached) = SchedClassifier::query_tcx(device, (hook.attach)())
         .map_err(|e| DataplaneError::attach(hook.program, device, e))?;
     Ok(attached.iter().any(|info| info.id() == program_id))
-}
-
-/// Attaches by a new link. A link whose pin has just gone is taken off by a kernel worker a moment later, and until then
-/// the device refuses the same program once more.
-fn attach_anew(
-    classifier: &mut SchedClassifier,
-    device: &str,
-    hook: &Hook,
-) -> Result<SchedClassifierLinkId, ProgramError> {
-    const ATTEMPTS: u32 = 100;
-    const PAUSE: Duration = Duration::from_millis(10);
-    let mut attempt = 0;
-    loop {
-        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-        match classifier.attach_with_options(device, (hook.attach)(), options) {
-            Err(ProgramError::SyscallError(e))
-                if e.io_error.raw_os_error() == Some(libc::EEXIST) && attempt < ATTEMPTS =>
-            {
-                attempt += 1;
-                thread::sleep(PAUSE);
-            }
-            other => return other,
-        }
-    }
 }
 
 fn pinned_link(pin: &Path) -> Result<Option<FdLink>, LinkError> {

@@ -222,12 +222,13 @@ impl World {
 pub(crate) fn options(bpffs: PathBuf, change: impl FnOnce(&mut NodeSettings)) -> DataplaneOptions {
     command("ip link set lo up");
     command("ip link add under0 mtu 1500 type veth peer name under1");
-    command("ip link set under0 up");
-    command("ip link set under1 up");
+    // Without link-local addresses there is no neighbour discovery among the devices, which would be counted as well.
+    command("ip link set under0 addrgenmode none up");
+    command("ip link set under1 addrgenmode none up");
     command(&format!(
         "ip link add weft0 mtu 1450 type vxlan external dstport {PORT} nolearning noudpcsum udp6zerocsumrx"
     ));
-    command("ip link set weft0 arp off up");
+    command("ip link set weft0 addrgenmode none arp off up");
     let underlay = device("under0");
     let overlay = device("weft0");
     let mut settings = NodeSettings {
