@@ -159,6 +159,8 @@ pub struct PodRoute {
 pub struct Attached {
     /// The number of the endpoint.
     pub id: EndpointId,
+    /// The pod's interface.
+    pub ifname: String,
     /// The pod's addresses, one of each family that the node has pod CIDRs of, IPv4 first.
     pub ips: Vec<IpNetwork>,
     /// The gateway of each of `ips`, in the same order.

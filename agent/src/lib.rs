@@ -2,12 +2,21 @@
 //!
 //! The entry point is [`agent::run`]. `ARCHITECTURE.md` says which module answers for what.
 
+pub mod cni_server;
 pub mod config;
+pub mod conflist;
 pub mod datapath;
+pub mod desired;
 pub mod endpoint;
 pub mod image;
 pub mod ipam;
+pub mod join;
 pub mod mac;
 pub mod machine;
+pub mod node;
+pub mod node_sync;
 pub mod pods;
+pub mod reconcile;
 pub mod shim;
+pub mod status;
+pub mod telemetry;

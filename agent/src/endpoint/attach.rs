@@ -92,6 +92,7 @@ impl Kernel {
         let first = ips.first().copied().unwrap_or(IpAddr::from([0, 0, 0, 0]));
         let attached = Attached {
             id,
+            ifname: key.ifname.clone(),
             ips: ips.iter().map(|ip| IpNetwork::from(*ip)).collect(),
             gateways: ips.iter().map(|ip| gateway_of(*ip)).collect(),
             host_ifname: host_ifname(&key),

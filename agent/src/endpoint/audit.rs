@@ -121,6 +121,7 @@ mod tests {
             pod_ifindex: 2,
             attached: Attached {
                 id: EndpointId(1),
+                ifname: "eth0".to_owned(),
                 ips: vec!["10.0.0.1/32".parse().unwrap()],
                 gateways: vec!["169.254.1.1".parse().unwrap()],
                 host_ifname: "wva".to_owned(),

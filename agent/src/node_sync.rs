@@ -1,0 +1,156 @@
+//! The cluster's nodes as the API tells them, reduced to what the datapath needs and remembered on disk: a node whose
+//! API server is away goes on with what it last knew.
+
+use std::{
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use futures::{StreamExt as _, pin_mut};
+use ipnetwork::IpNetwork;
+use k8s_openapi::api::core::v1::Node;
+use kube::{
+    Api, Client,
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, Event, watcher},
+    },
+};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    desired::{Cluster, NodeRecord},
+    node::{Condition, says},
+};
+
+/// Where the cluster's nodes are remembered, under the state directory.
+pub fn memory_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("cluster.json")
+}
+
+/// What was last known of the cluster.
+pub fn remembered(path: &Path) -> Cluster {
+    match fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
+            tracing::warn!(path = %path.display(), %error, "what is remembered of the cluster is not readable");
+            Cluster::default()
+        }),
+        Err(_) => Cluster::default(),
+    }
+}
+
+fn remember(path: &Path, cluster: &Cluster) -> io::Result<()> {
+    let beside = path.with_extension("new");
+    fs::write(&beside, serde_json::to_vec(cluster)?)?;
+    fs::rename(&beside, path)
+}
+
+/// What the datapath needs of a node.
+fn record(node: &Node) -> NodeRecord {
+    let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref());
+    let ips: Vec<IpAddr> = addresses
+        .into_iter()
+        .flatten()
+        .filter(|address| address.type_ == "InternalIP")
+        .filter_map(|address| address.address.parse().ok())
+        .collect();
+    let spec = node.spec.as_ref();
+    let many = spec.and_then(|spec| spec.pod_cidrs.clone()).unwrap_or_default();
+    let one = spec.and_then(|spec| spec.pod_cidr.clone());
+    let cidrs = if many.is_empty() {
+        one.into_iter().collect()
+    } else {
+        many
+    };
+    let pod_cidrs: Vec<IpNetwork> = cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect();
+    NodeRecord { ips, pod_cidrs }
+}
+
+/// Follows the nodes of the cluster until `shutdown`.
+pub struct NodeSync {
+    /// Where to read.
+    pub client: Client,
+    /// The name of this node.
+    pub node_name: String,
+    /// Where to remember.
+    pub memory: PathBuf,
+    /// Who wants to know.
+    pub cluster: watch::Sender<Cluster>,
+    /// What this node says of itself.
+    pub condition: watch::Receiver<Condition>,
+}
+
+impl NodeSync {
+    /// Publishes every change, and wakes `wrong` when the API has another condition of this node than it says.
+    pub async fn run(self, wrong: &Notify, shutdown: CancellationToken) {
+        let events =
+            watcher(Api::<Node>::all(self.client.clone()), watcher::Config::default()).default_backoff();
+        pin_mut!(events);
+        let mut listed: Option<Cluster> = None;
+        while let Some(Some(event)) = shutdown.run_until_cancelled(events.next()).await {
+            match event {
+                Ok(Event::Init) => listed = Some(Cluster::default()),
+                Ok(Event::InitApply(node)) => {
+                    self.look_at(&node, wrong);
+                    if let (Some(name), Some(listed)) = (&node.metadata.name, &mut listed) {
+                        listed.nodes.insert(name.clone(), record(&node));
+                    }
+                }
+                Ok(Event::InitDone) => {
+                    if let Some(listed) = listed.take() {
+                        self.publish(|cluster| *cluster = listed);
+                    }
+                }
+                Ok(Event::Apply(node)) => {
+                    self.look_at(&node, wrong);
+                    if let Some(name) = node.metadata.name.clone() {
+                        self.publish(|cluster| drop(cluster.nodes.insert(name, record(&node))));
+                    }
+                }
+                Ok(Event::Delete(node)) => {
+                    let name = node.metadata.name.clone().unwrap_or_default();
+                    if name == self.node_name {
+                        // It registers again with its next heartbeat; its pods live on meanwhile.
+                        wrong.notify_one();
+                    } else {
+                        self.publish(|cluster| drop(cluster.nodes.remove(&name)));
+                    }
+                }
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "nodes cannot be followed, going on with what is known");
+                }
+            }
+        }
+    }
+
+    fn look_at(&self, node: &Node, wrong: &Notify) {
+        if node.metadata.name.as_deref() == Some(&self.node_name) && !says(node, &self.condition.borrow()) {
+            wrong.notify_one();
+        }
+    }
+
+    fn publish(&self, change: impl FnOnce(&mut Cluster)) {
+        let mut cluster = self.cluster.borrow().clone();
+        let before = cluster.clone();
+        change(&mut cluster);
+        // A node that registers anew has no pod CIDRs for a moment; it keeps its own until it has others.
+        if let Some(own) = before.nodes.get(&self.node_name)
+            && cluster
+                .nodes
+                .get(&self.node_name)
+                .is_none_or(|node| node.pod_cidrs.is_empty())
+        {
+            cluster.nodes.insert(self.node_name.clone(), own.clone());
+        }
+        if cluster == before {
+            return;
+        }
+        if let Err(error) = remember(&self.memory, &cluster) {
+            tracing::warn!(path = %self.memory.display(), %error, "the cluster cannot be remembered");
+        }
+        self.cluster.send_replace(cluster);
+    }
+}
