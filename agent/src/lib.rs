@@ -2,6 +2,8 @@
 //!
 //! The entry point is [`agent::run`]. `ARCHITECTURE.md` says which module answers for what.
 
+pub mod agent;
+pub mod cli;
 pub mod cni_server;
 pub mod config;
 pub mod conflist;
@@ -9,7 +11,9 @@ pub mod datapath;
 pub mod desired;
 pub mod endpoint;
 pub mod image;
+pub mod install;
 pub mod ipam;
+pub mod ipam_check;
 pub mod join;
 pub mod mac;
 pub mod machine;

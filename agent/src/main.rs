@@ -1,1 +1,97 @@
-fn main() {}
+//! The `weft` command.
+
+#![forbid(unsafe_code)]
+
+use std::{io::Write as _, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+use clap::Parser as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use weft_agent::{
+    agent,
+    cli::{Cli, Command, Output},
+    config::Config,
+    image, install, ipam_check, shim, status, telemetry,
+};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // A shim must be single-threaded and has its own log.
+    if let Command::PodShim(args) = cli.command {
+        return finish(shim::main(args).map_err(Into::into));
+    }
+    telemetry::init(&cli.log, cli.log_format);
+    finish(run(cli.command))
+}
+
+fn finish(outcome: Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "weft: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match command {
+        Command::Agent(args) => {
+            let config = Config::try_from(*args)?;
+            tracing::info!(?config, "starting");
+            serve(|shutdown| async move { Ok(agent::run(config, shutdown).await?) })?;
+        }
+        Command::Status(args) => {
+            let status = status::fetch(&args.socket)?;
+            match args.output {
+                Output::Text => write!(out, "{status}")?,
+                Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&status)?)?,
+            }
+        }
+        Command::Ipam(args) => writeln!(out, "{}", ipam_check::run(args)?)?,
+        Command::Image(args) => image::cli(args)?,
+        Command::Install(args) => {
+            for line in install::install(&args)? {
+                writeln!(out, "{line}")?;
+            }
+        }
+        Command::Uninstall(args) => {
+            for line in install::uninstall(&args)? {
+                writeln!(out, "{line}")?;
+            }
+        }
+        Command::PodShim(args) => shim::main(args)?,
+    }
+    Ok(())
+}
+
+/// Runs a service until it ends or a signal asks it to.
+fn serve<F: Future<Output = Result<()>>>(service: impl FnOnce(CancellationToken) -> F) -> Result<()> {
+    // Two workers are plenty: kernel work has its own threads, and memory counts on a small node.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(16)
+        .enable_all()
+        .build()
+        .context("no async runtime")?;
+    let outcome = runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let stop = shutdown.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::info!("stopping");
+            stop.cancel();
+        });
+        service(shutdown).await
+    });
+    // A blocking thread that hangs in the kernel must not keep the process.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    outcome
+}

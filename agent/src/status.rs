@@ -109,7 +109,8 @@ pub async fn serve(
             continue;
         };
         let parts = parts.borrow().clone();
-        let status = gather(view.borrow().clone(), parts).await;
+        let view = view.borrow().clone();
+        let status = gather(view, parts).await;
         if let Ok(json) = serde_json::to_vec(&status) {
             // Whoever asked may be gone.
             let _ = stream.write_all(&json).await;

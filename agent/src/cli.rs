@@ -1,0 +1,68 @@
+//! The `weft` command line.
+
+use std::path::PathBuf;
+
+use crate::{
+    config::AgentArgs,
+    image::ImageArgs,
+    install::{InstallArgs, UninstallArgs},
+    ipam_check::IpamArgs,
+    shim::ShimArgs,
+    telemetry::LogFormat,
+};
+
+/// A pod network and a small control plane for Linux hosts.
+#[derive(Debug, clap::Parser)]
+#[command(name = "weft", version, propagate_version = true)]
+pub struct Cli {
+    /// What to log: a level, or levels by module
+    #[arg(long, env = "WEFT_LOG", default_value = "info", global = true)]
+    pub log: String,
+    /// The form of the log
+    #[arg(long, env = "WEFT_LOG_FORMAT", value_enum, default_value_t, global = true)]
+    pub log_format: LogFormat,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What `weft` can do.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Run the node agent
+    Agent(Box<AgentArgs>),
+    /// Show the node at a glance
+    Status(StatusArgs),
+    /// Look after the node's addresses
+    Ipam(IpamArgs),
+    /// Load and list images
+    Image(ImageArgs),
+    /// Install the node software as services of this machine
+    Install(Box<InstallArgs>),
+    /// Remove all of Weft from this machine
+    Uninstall(UninstallArgs),
+    /// The process between a pod's containers and the agent
+    #[command(hide = true)]
+    PodShim(ShimArgs),
+}
+
+/// `weft status …`.
+#[derive(Debug, clap::Args)]
+pub struct StatusArgs {
+    /// The agent's status socket
+    #[arg(long, env = "WEFT_STATUS_SOCKET", default_value = "/run/weft/status.sock")]
+    pub socket: PathBuf,
+    /// The form of the answer
+    #[arg(long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// The form of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines.
+    Json,
+}
