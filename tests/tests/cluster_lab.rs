@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use weft_lab::pods::{Place, all_reach};
+use weft_lab::probe::check::Protocol;
+use weft_lab::probe::mtu::Fate;
 use weft_lab::{Fabric, FabricOptions, Lab, Machine, leaks, observe, wait_for};
 
 #[test]
@@ -91,6 +94,43 @@ fn a_killed_process_is_gone_and_its_orphans_are_reaped() -> Result<()> {
         let after = leaks::Snapshot::take(&machine, &[]).ok()?;
         before.added(&after).is_empty().then_some(())
     })?;
+    Ok(())
+}
+
+#[test]
+fn the_probe_sees_sources_sizes_and_losses_as_they_are() -> Result<()> {
+    let lab = Lab::new("lab-probe")?;
+    let fabric = Fabric::new(&lab, FabricOptions::default())?;
+    let (a, b) = (Machine::new(&lab, "a")?, Machine::new(&lab, "b")?);
+    let (at_a, at_b) = (fabric.plug(&a)?, fabric.plug(&b)?);
+    let a = Place::of_machine(&a, vec![at_a.ipv4.into(), at_a.ipv6.into()]);
+    let b = Place::of_machine(&b, vec![at_b.ipv4.into(), at_b.ipv6.into()]);
+    let _server = b.serve(8080)?;
+    let targets = b.sockets(8080);
+
+    let all = all_reach(
+        std::slice::from_ref(&a),
+        &targets,
+        &[Protocol::Tcp, Protocol::Udp, Protocol::Icmp],
+        Duration::from_secs(10),
+    )?;
+    assert_eq!(all[0].1.len(), 6);
+    for target in targets {
+        assert_eq!(a.send_unfragmented(target, 1500)?, Fate::Arrived);
+        assert_eq!(a.send_unfragmented(target, 1501)?, Fate::TooBig);
+        let stream = a.stream(target)?;
+        fabric.set_link(&at_b, false)?;
+        wait_for("the loss to be felt", Duration::from_secs(5), || {
+            (!reaches(&a.machine, &target.ip().to_string())).then_some(())
+        })?;
+        fabric.set_link(&at_b, true)?;
+        wait_for("the link", Duration::from_secs(10), || {
+            reaches(&a.machine, &target.ip().to_string()).then_some(())
+        })?;
+        let report = stream.finish()?;
+        assert_eq!(report.tcp_error, None, "{report:?}");
+        assert!(report.udp_lost() > 0 && report.udp_received > 0, "{report:?}");
+    }
     Ok(())
 }
 
