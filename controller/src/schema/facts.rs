@@ -85,6 +85,8 @@ pub struct Field {
     pub shape: Shape,
     /// It must be set.
     pub required: bool,
+    /// Its zero value is written in JSON, not left out.
+    pub zero_written: bool,
     /// It is a pointer in Go, so that a zero value and an absent one differ.
     pub pointer: bool,
     /// Its struct's fields stand beside the other fields in JSON.
@@ -243,6 +245,7 @@ impl Field {
             number: number.parse().unwrap_or_else(|_| panic!("facts: {words:?}")),
             shape: Shape::read(shape, id),
             required: false,
+            zero_written: false,
             pointer: false,
             inline: false,
             patch: PatchStrategy::default(),
@@ -254,6 +257,7 @@ impl Field {
         for flag in flags {
             match *flag {
                 "!" => field.required = true,
+                "0" => field.zero_written = true,
                 "*" => field.pointer = true,
                 "~" => field.inline = true,
                 "l:set" => field.list_type = Some(ListType::Set),

@@ -109,7 +109,7 @@ fn prune_struct(definition: &TypeDef, object: &mut Map<String, Value>) {
 fn is_omitted(field: &Field, value: &Value) -> bool {
     match value {
         Value::Null => true,
-        _ if field.required || field.pointer => false,
+        _ if field.zero_written || field.pointer => false,
         // An empty list of managed fields is an instruction, see `track_update`.
         Value::Array(items) => items.is_empty() && field.name != "managedFields",
         Value::Object(entries) => entries.is_empty() && matches!(field.shape, Shape::Map(_)),

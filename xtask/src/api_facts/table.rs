@@ -147,6 +147,9 @@ impl Table {
         if required && !field.inline {
             flags.push_str(" !");
         }
+        if !field.omit_empty && !field.inline {
+            flags.push_str(" 0");
+        }
         if pointer {
             flags.push_str(" *");
         }
