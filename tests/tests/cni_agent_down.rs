@@ -63,7 +63,7 @@ fn deletions_wait_for_the_agent_and_are_drained_before_it_serves() -> Result<()>
         .error(&[11])?;
 
     cluster.nodes[0].start_agent()?;
-    cluster.wait_ready(Duration::from_secs(60))?;
+    cluster.wait_ready(Duration::from_mins(1))?;
     let node = &cluster.nodes[0];
     wait_until("STATUS to be good", Duration::from_secs(30), || {
         calls[3].0.call("STATUS")?.silent()

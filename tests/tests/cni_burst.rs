@@ -46,7 +46,7 @@ fn two_hundred_at_once_all_succeed() -> Result<()> {
         node.machine().run(&format!("umount {}", path.display()))?;
         node.machine().run(&format!("rm {}", path.display()))
     })?;
-    wait_until("the node to be as before", Duration::from_secs(60), || {
+    wait_until("the node to be as before", Duration::from_mins(1), || {
         before.assert_nothing_added(&snapshot(node)?)
     })?;
     cluster.assert_no_error_logged(&[])
