@@ -169,8 +169,9 @@ async fn work(shared: &Arc<Shared>) -> Result<(), AgentError> {
         () = shutdown.cancelled() => return Ok(()),
         done = reconciled => done.map_err(|_| AgentError::TaskEnded("the reconciler"))?,
     }
-    cni_server::drain(&shared.config.cni_queue_dir, &endpoints).await?;
+    let queue = cni_server::drain(&shared.config.cni_queue_dir, &endpoints).await?;
     let listener = cni_server::listen(&shared.config.socket)?;
+    drop(queue);
     shared.tasks.spawn(cni_server::serve(
         listener,
         endpoints.clone(),

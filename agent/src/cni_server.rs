@@ -16,7 +16,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 use weft_cni::{
-    deletion_queue::{DeletionQueue, QueueError},
+    deletion_queue::{DeletionQueue, LockedQueue, QueueError},
     protocol::{
         AddResult, Attachment, Cidr, CniError, ErrorCode, FrameError, Interface, IpConfig, PROTOCOL_VERSION,
         Request, Response, Route, Verb, decode_frame, encode_frame, frame_length,
@@ -60,7 +60,10 @@ pub fn listen(path: &Path) -> Result<UnixListener, CniServerError> {
 }
 
 /// Carries out the deletions that the plugin queued while no agent was there.
-pub async fn drain(queue_dir: &Path, endpoints: &Endpoints) -> Result<(), CniServerError> {
+///
+/// The lock comes back with the caller, to be held until the socket takes requests: a plugin that finds no agent asks once
+/// more under the lock before it queues.
+pub async fn drain(queue_dir: &Path, endpoints: &Endpoints) -> Result<LockedQueue, CniServerError> {
     /// A plugin holds the lock for the writing of one file.
     const PATIENCE: Duration = Duration::from_secs(2);
     let queue = DeletionQueue::new(queue_dir);
@@ -89,7 +92,7 @@ pub async fn drain(queue_dir: &Path, endpoints: &Endpoints) -> Result<(), CniSer
     if waiting > 0 {
         tracing::info!(deletions = waiting, "queued deletions carried out");
     }
-    Ok(())
+    Ok(locked)
 }
 
 /// Serves until `shutdown`; requests in flight are answered by the tracker's tasks.
