@@ -93,31 +93,31 @@ pub enum ArchiveError {
 
 /// One image of an archive.
 #[derive(Debug)]
-pub struct ArchivedImage {
+pub(super) struct ArchivedImage {
     /// The names that the archive gives it.
-    pub names: Vec<String>,
+    pub(super) names: Vec<String>,
     /// The manifest as it stands in the archive; a docker archive has none.
-    pub manifest: Option<Vec<u8>>,
+    pub(super) manifest: Option<Vec<u8>>,
     /// The configuration, as it stands in the archive.
-    pub config: Vec<u8>,
+    pub(super) config: Vec<u8>,
     /// The layers, the lowest first.
-    pub layers: Vec<ArchivedLayer>,
+    pub(super) layers: Vec<ArchivedLayer>,
 }
 
 /// One layer of an archived image.
 #[derive(Debug)]
-pub struct ArchivedLayer {
+pub(super) struct ArchivedLayer {
     /// The member of the archive.
-    pub member: String,
+    pub(super) member: String,
     /// The digest of the member; a docker archive has none.
-    pub digest: Option<Digest>,
+    pub(super) digest: Option<Digest>,
     /// The digest of the unpacked tar stream.
-    pub diff_id: Digest,
+    pub(super) diff_id: Digest,
 }
 
 /// An open archive.
 #[derive(Debug)]
-pub struct ImageArchive {
+pub(super) struct ImageArchive {
     path: PathBuf,
     members: HashMap<String, Member>,
 }
@@ -185,7 +185,7 @@ struct RootFs {
 
 impl ImageArchive {
     /// Finds the members of an archive.
-    pub fn open(path: &Path) -> Result<Self, ArchiveError> {
+    pub(super) fn open(path: &Path) -> Result<Self, ArchiveError> {
         let read = |source| ArchiveError::Read {
             path: path.to_owned(),
             source,
@@ -227,7 +227,7 @@ impl ImageArchive {
     }
 
     /// The images in the archive, for this machine's platform.
-    pub fn images(&self) -> Result<Vec<ArchivedImage>, ArchiveError> {
+    pub(super) fn images(&self) -> Result<Vec<ArchivedImage>, ArchiveError> {
         let docker: Option<Vec<DockerManifest>> = match self.members.get("manifest.json") {
             Some(_) => Some(self.document("manifest.json")?),
             None => None,
@@ -242,7 +242,7 @@ impl ImageArchive {
     }
 
     /// A reader of a member's bytes.
-    pub fn reader(&self, member: &str) -> Result<Take<File>, ArchiveError> {
+    pub(super) fn reader(&self, member: &str) -> Result<Take<File>, ArchiveError> {
         let (offset, bytes) = self.locate(member)?;
         let read = |source| self.read_error(source);
         let mut file = File::open(&self.path).map_err(read)?;
@@ -251,7 +251,7 @@ impl ImageArchive {
     }
 
     /// Wraps an error that came from a member's reader.
-    pub fn read_error(&self, source: io::Error) -> ArchiveError {
+    pub(super) fn read_error(&self, source: io::Error) -> ArchiveError {
         ArchiveError::Read {
             path: self.path.clone(),
             source,

@@ -77,7 +77,7 @@ pub enum LayerError {
 }
 
 /// Unpacks a tar stream into `root`, an empty directory.
-pub fn unpack(source: impl Read, root: &Path) -> Result<(), LayerError> {
+pub(super) fn unpack(source: impl Read, root: &Path) -> Result<(), LayerError> {
     let directory = File::open(root).map_err(at(Path::new("/")))?;
     let mut unpacker = Unpacker {
         root: OwnedFd::from(directory),
