@@ -31,6 +31,10 @@ pub struct Cli {
 pub enum Command {
     /// Run the node agent
     Agent(Box<AgentArgs>),
+    /// Run the control plane: API server, controllers, scheduler
+    Controller(Box<weft_controller::Args>),
+    /// Make and list the tokens that machines join with
+    Token(weft_controller::token::Args),
     /// Show the node at a glance
     Status(StatusArgs),
     /// Look after the node's addresses

@@ -43,6 +43,14 @@ fn run(command: Command) -> Result<()> {
             tracing::info!(?config, "starting");
             serve(|shutdown| async move { Ok(agent::run(config, shutdown).await?) })?;
         }
+        Command::Controller(args) => {
+            let config = args.validate()?;
+            tracing::info!(?config, "starting");
+            serve(|shutdown| async move { Ok(weft_controller::run(config, shutdown).await?) })?;
+        }
+        Command::Token(args) => {
+            serve(|_| async move { Ok(weft_controller::token::run(args, &mut out).await?) })?;
+        }
         Command::Status(args) => {
             let status = status::fetch(&args.socket)?;
             match args.output {

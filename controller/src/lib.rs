@@ -1,9 +1,213 @@
-//! .
+//! Weft's control plane in one process: an API server over a store, the controllers, and the scheduler.
+//!
+//! Everything in it speaks to the API as any client would, through the server's own router.
 
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod auth;
+pub mod config;
 pub mod controllers;
 pub mod informer;
+pub mod pki;
 pub mod quantity;
 pub mod queue;
+pub mod resources;
 pub mod scheduler;
 pub mod schema;
 pub mod selector;
+pub mod server;
+pub mod store;
+pub mod token;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kube::Client;
+use kube::api::{Api, DynamicObject, PostParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+pub use config::{Args, Config};
+
+use crate::pki::{Authority, PkiError};
+use crate::server::{Listener, ServerError};
+use crate::store::{Embedded, Store, StoreError};
+
+/// Why the control plane cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A directory cannot be made or a file not written.
+    #[error("cannot write {path}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The certificates cannot be made.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// The store cannot be opened.
+    #[error("cannot open the store")]
+    Store(#[from] StoreError),
+    /// The API cannot be served.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// The first objects cannot be made.
+    #[error("cannot create the first objects")]
+    Seed(#[source] Box<kube::Error>),
+    /// A controller or the scheduler ended.
+    #[error("{0} ended, which it must not")]
+    Ended(&'static str),
+    /// The controllers refuse to run.
+    #[error(transparent)]
+    Controllers(#[from] controllers::ControllerError),
+    /// The scheduler refuses to run.
+    #[error(transparent)]
+    Scheduler(#[from] scheduler::SchedulerError),
+}
+
+/// Runs the control plane until `shutdown`.
+///
+/// # Errors
+/// If a part of it cannot start, or ends on its own.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
+    let data_dir = &config.data_dir;
+    let failed = |path: PathBuf| move |source| RunError::File { path, source };
+    std::fs::create_dir_all(data_dir).map_err(failed(data_dir.clone()))?;
+    let authority = Arc::new(Authority::open(&data_dir.join("pki"))?);
+    let credentials = server_credentials(&config, &authority)?;
+    let store: Arc<dyn Store> = Arc::new(Embedded::open(&data_dir.join("store.redb"), resources::index)?);
+
+    let listener = Listener::bind(config.listen, &authority, &credentials).await?;
+    let port = listener.address().port();
+    let url = format!("https://{}", SocketAddr::new(config.advertise_address, port));
+    write_admin_kubeconfig(&config, &authority, port)?;
+
+    let address = SocketAddr::new(config.advertise_address, port).to_string();
+    let server = api::Server::new(
+        store,
+        Arc::clone(&authority),
+        api::Limits::default(),
+        address.clone(),
+        shutdown.clone(),
+    );
+    let router = api::router(Arc::new(server));
+    let client = server::in_process_client(router.clone());
+    seed(&client)
+        .await
+        .map_err(|error| RunError::Seed(Box::new(error)))?;
+
+    let mut parts = JoinSet::new();
+    let stop = shutdown.clone();
+    parts.spawn(async move {
+        listener.serve(router, stop).await;
+        Ok("API server")
+    });
+    if !config.api_only {
+        spawn_control(&mut parts, &config, &client, &authority, &shutdown);
+    }
+    if let Some(path) = &config.ready_file {
+        std::fs::write(path, &address).map_err(failed(path.clone()))?;
+    }
+    info!(%url, data_dir = %data_dir.display(), "the API is ready");
+    info!(
+        "join a machine: weft agent --server {url} --token <weft token create> --ca-hash {}",
+        authority.pin()?
+    );
+
+    let mut result = Ok(());
+    while let Some(ended) = parts.join_next().await {
+        let ended = ended.unwrap_or(Err(RunError::Ended("a task")));
+        if !shutdown.is_cancelled() {
+            shutdown.cancel();
+            result = ended.and_then(|part| Err(RunError::Ended(part)));
+        }
+    }
+    result
+}
+
+fn spawn_control(
+    parts: &mut JoinSet<Result<&'static str, RunError>>,
+    config: &Config,
+    client: &Client,
+    authority: &Authority,
+    shutdown: &CancellationToken,
+) {
+    let settings = controllers::ControllersConfig {
+        root_ca_pem: authority.certificate().to_owned(),
+        ..config.controllers.clone()
+    };
+    let (own, stop) = (client.clone(), shutdown.clone());
+    parts.spawn(async move {
+        controllers::run(own, settings, stop).await?;
+        Ok("controllers")
+    });
+    let (own, stop) = (client.clone(), shutdown.clone());
+    parts.spawn(async move {
+        scheduler::run(own, scheduler::SchedulerConfig::default(), stop).await?;
+        Ok("scheduler")
+    });
+}
+
+fn server_credentials(config: &Config, authority: &Authority) -> Result<pki::Credentials, PkiError> {
+    let mut names: Vec<String> = [
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "localhost",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    names.push("kubernetes.default.svc.cluster.local".to_owned());
+    names.extend(config.names.iter().cloned());
+    let mut addresses = vec![
+        IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::LOCALHOST),
+        config.advertise_address,
+    ];
+    addresses.extend(config.addresses.iter().copied());
+    if !config.listen.ip().is_unspecified() {
+        addresses.push(config.listen.ip());
+    }
+    addresses.sort_unstable();
+    addresses.dedup();
+    authority.server(&names, &addresses)
+}
+
+fn write_admin_kubeconfig(config: &Config, authority: &Authority, port: u16) -> Result<(), PkiError> {
+    let credentials = authority.client("kubernetes-admin", auth::MASTERS)?;
+    let server = format!("https://{}", SocketAddr::new(config.advertise_address, port));
+    let text = pki::kubeconfig(&server, authority.certificate(), "kubernetes-admin", &credentials);
+    pki::write_private(&config.data_dir.join("admin.kubeconfig"), &text)
+}
+
+/// Makes the namespaces every cluster has.
+async fn seed(client: &Client) -> Result<(), kube::Error> {
+    let kind = GroupVersionKind::gvk("", "v1", "Namespace");
+    let namespaces: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&kind));
+    for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
+        let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        create_unless_there(&namespaces, object).await?;
+    }
+    let kind = GroupVersionKind::gvk("", "v1", "ServiceAccount");
+    let accounts: Api<DynamicObject> =
+        Api::namespaced_with(client.clone(), "default", &ApiResource::from_gvk(&kind));
+    let object = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+    create_unless_there(&accounts, object).await
+}
+
+async fn create_unless_there(api: &Api<DynamicObject>, object: serde_json::Value) -> Result<(), kube::Error> {
+    let object: DynamicObject = serde_json::from_value(object).map_err(kube::Error::SerdeError)?;
+    match api.create(&PostParams::default(), &object).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        Err(error) => Err(error),
+    }
+}

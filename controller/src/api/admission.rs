@@ -1,0 +1,53 @@
+//! What the server adds to objects because of who writes them or what they are.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use super::status::ApiError;
+use super::{Call, objects};
+use crate::auth::signing;
+use crate::resources::{Resource, Subresource};
+
+/// On creation, before validation.
+pub(super) fn on_create(call: &Call, object: &mut Value) -> Result<(), ApiError> {
+    if call.resource.storage == "certificates.k8s.io/certificatesigningrequests" {
+        let spec = &mut object["spec"];
+        spec["username"] = json!(call.identity.user);
+        spec["groups"] = json!(call.identity.groups);
+        let now = objects::timestamp(call.now);
+        signing::approve_and_sign(&call.server.authority, &call.identity, object, &now)
+            .map_err(|error| ApiError::bad_request(format!("spec.request: {error}")))?;
+    }
+    Ok(())
+}
+
+/// On every write.
+pub(super) fn on_write(resource: &Resource, object: &mut Value) {
+    if resource.storage == "secrets" {
+        fold_string_data(object);
+    }
+}
+
+/// On a change, once what may not change was put back.
+pub(super) fn on_change(call: &Call, object: &mut Value) -> Result<(), ApiError> {
+    if call.resource.subresource(&call.path.subresource) == Some(Subresource::Approval) {
+        signing::sign_approved(&call.server.authority, object)
+            .map_err(|error| ApiError::bad_request(format!("spec.request: {error}")))?;
+    }
+    Ok(())
+}
+
+/// Plain values of a Secret become encoded ones.
+fn fold_string_data(secret: &mut Value) {
+    let Some(fields) = secret.as_object_mut() else {
+        return;
+    };
+    let Some(plain) = fields.remove("stringData") else {
+        return;
+    };
+    for (key, value) in plain.as_object().into_iter().flatten() {
+        let encoded = STANDARD.encode(value.as_str().unwrap_or_default());
+        secret["data"][key.as_str()] = json!(encoded);
+    }
+}

@@ -1,0 +1,195 @@
+//! What is served, in both forms that clients ask for.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use crate::resources::{self, Resource, Subresource};
+
+/// The media type of the aggregated form; clients ignore the answer under any other.
+pub(crate) const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+
+/// Whether the aggregated form is asked for.
+pub(crate) fn wants_aggregated(accept: &str) -> bool {
+    accept.split(',').any(|entry| {
+        let parts: Vec<_> = entry.split(';').map(str::trim).collect();
+        ["g=apidiscovery.k8s.io", "v=v2", "as=APIGroupDiscoveryList"]
+            .iter()
+            .all(|wanted| parts.contains(wanted))
+    })
+}
+
+/// The groups in discovery's order, each with its versions; the first is preferred.
+fn groups() -> Vec<(&'static str, Vec<&'static str>)> {
+    let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
+    for resource in resources::all() {
+        match groups.iter_mut().find(|(group, _)| *group == resource.group) {
+            Some((_, versions)) if versions.contains(&resource.version) => {}
+            Some((_, versions)) => versions.push(resource.version),
+            None => groups.push((resource.group, vec![resource.version])),
+        }
+    }
+    groups
+}
+
+/// The paths of all group versions below the root: `api/v1`, `apis/apps/v1`.
+pub(crate) fn group_versions() -> Vec<String> {
+    let groups = groups().into_iter();
+    groups
+        .flat_map(|(group, versions)| {
+            versions.into_iter().map(move |version| {
+                if group.is_empty() {
+                    format!("api/{version}")
+                } else {
+                    format!("apis/{group}/{version}")
+                }
+            })
+        })
+        .collect()
+}
+
+/// The aggregated form: of the core group, or of all others.
+pub(crate) fn aggregated(core: bool) -> Value {
+    let items: Vec<_> = groups()
+        .into_iter()
+        .filter(|(group, _)| group.is_empty() == core)
+        .map(|(group, versions)| {
+            let versions: Vec<_> = versions
+                .into_iter()
+                .map(|version| {
+                    let rows = rows(group, version).map(aggregated_resource).collect::<Vec<_>>();
+                    json!({"version": version, "freshness": "Current", "resources": rows})
+                })
+                .collect();
+            let metadata = if core { json!({}) } else { json!({"name": group}) };
+            json!({"metadata": metadata, "versions": versions})
+        })
+        .collect();
+    json!({
+        "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items,
+    })
+}
+
+fn aggregated_resource(resource: &Resource) -> Value {
+    let mut entry = json!({
+        "resource": resource.plural,
+        "responseKind": {"group": resource.group, "version": resource.version, "kind": resource.kind},
+        "scope": if resource.namespaced { "Namespaced" } else { "Cluster" },
+        "singularResource": resource.singular,
+        "verbs": resource.verbs,
+    });
+    add_names(&mut entry, resource);
+    if !resource.subresources.is_empty() {
+        let below = resource.subresources.iter().map(|subresource| {
+            let (group, version, kind) = response_kind(resource, *subresource);
+            json!({
+                "subresource": subresource.name(),
+                "responseKind": {"group": group, "version": version, "kind": kind},
+                "verbs": subresource.verbs(),
+            })
+        });
+        entry["subresources"] = below.collect();
+    }
+    entry
+}
+
+fn response_kind(
+    resource: &Resource,
+    subresource: Subresource,
+) -> (&'static str, &'static str, &'static str) {
+    subresource.foreign_kind().unwrap_or((
+        resource.group,
+        resource.version,
+        subresource.own_kind().unwrap_or(resource.kind),
+    ))
+}
+
+/// `/api`.
+pub(crate) fn core_versions(server: &str) -> Value {
+    json!({
+        "kind": "APIVersions", "versions": ["v1"],
+        "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": server}],
+    })
+}
+
+/// `/apis`.
+pub(crate) fn group_list() -> Value {
+    let named = groups().into_iter().filter(|(group, _)| !group.is_empty());
+    let groups: Vec<_> = named
+        .map(|(name, versions)| Value::Object(group_fields(name, &versions)))
+        .collect();
+    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+}
+
+/// `/apis/<group>`.
+pub(crate) fn group(name: &str) -> Option<Value> {
+    let (name, versions) = groups()
+        .into_iter()
+        .find(|(group, _)| *group == name && !name.is_empty())?;
+    let mut fields = group_fields(name, &versions);
+    fields.insert("kind".to_owned(), "APIGroup".into());
+    fields.insert("apiVersion".to_owned(), "v1".into());
+    Some(Value::Object(fields))
+}
+
+fn group_fields(name: &str, versions: &[&str]) -> Map<String, Value> {
+    let versions: Vec<_> = versions
+        .iter()
+        .map(|version| json!({"groupVersion": format!("{name}/{version}"), "version": version}))
+        .collect();
+    let mut fields = Map::new();
+    fields.insert("name".to_owned(), name.into());
+    fields.insert("preferredVersion".to_owned(), versions[0].clone());
+    fields.insert("versions".to_owned(), versions.into());
+    fields
+}
+
+/// `/api/v1`, `/apis/<group>/<version>`.
+pub(crate) fn resource_list(group: &str, version: &str) -> Option<Value> {
+    if !resources::serves(group, version) {
+        return None;
+    }
+    let mut entries = BTreeMap::new();
+    for resource in rows(group, version) {
+        let mut entry = json!({
+            "name": resource.plural, "singularName": resource.singular, "namespaced": resource.namespaced,
+            "kind": resource.kind, "verbs": resource.verbs,
+        });
+        add_names(&mut entry, resource);
+        entries.insert(resource.plural.to_owned(), entry);
+        for subresource in resource.subresources {
+            let name = format!("{}/{}", resource.plural, subresource.name());
+            let mut entry = json!({
+                "name": name, "singularName": "", "namespaced": resource.namespaced,
+                "kind": response_kind(resource, *subresource).2, "verbs": subresource.verbs(),
+            });
+            if let Some((group, version, _)) = subresource.foreign_kind() {
+                entry["group"] = group.into();
+                entry["version"] = version.into();
+            }
+            entries.insert(name, entry);
+        }
+    }
+    let group_version = if group.is_empty() {
+        version.to_owned()
+    } else {
+        format!("{group}/{version}")
+    };
+    let entries: Vec<_> = entries.into_values().collect();
+    Some(json!({
+        "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": entries,
+    }))
+}
+
+fn rows(group: &str, version: &str) -> impl Iterator<Item = &'static Resource> {
+    resources::all().filter(move |resource| resource.group == group && resource.version == version)
+}
+
+fn add_names(entry: &mut Value, resource: &Resource) {
+    if !resource.short_names.is_empty() {
+        entry["shortNames"] = json!(resource.short_names);
+    }
+    if !resource.categories.is_empty() {
+        entry["categories"] = json!(resource.categories);
+    }
+}

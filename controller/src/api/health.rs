@@ -1,0 +1,203 @@
+//! Paths that are no resource's: discovery, schemas, version, health, metrics.
+
+use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
+
+use axum::body::Body;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use serde_json::{Value, json};
+
+use super::Server;
+use super::discovery;
+use super::status::{ApiError, json_response};
+use crate::schema::openapi;
+
+/// Answers a GET of `path`; `None` if nothing is there.
+pub(super) fn serve(
+    server: &Server,
+    path: &str,
+    headers: &HeaderMap,
+) -> Option<Result<Response<Body>, ApiError>> {
+    let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let response = match parts.as_slice() {
+        [""] => json(&root()),
+        ["version"] => json(&version()),
+        ["healthz" | "livez" | "readyz", ..] => text("ok"),
+        ["metrics"] => text(metrics(server)),
+        ["api" | "apis"] if discovery::wants_aggregated(accept(headers)) => {
+            let mut response = json(&discovery::aggregated(parts[0] == "api"));
+            let headers = response.headers_mut();
+            headers.insert(
+                header::CONTENT_TYPE,
+                HeaderValue::from_static(discovery::AGGREGATED),
+            );
+            headers.insert(header::VARY, HeaderValue::from_static("Accept"));
+            response
+        }
+        ["api"] => json(&discovery::core_versions(&server.address)),
+        ["apis"] => json(&discovery::group_list()),
+        ["api", version] => json(&discovery::resource_list("", version)?),
+        ["apis", group] => json(&discovery::group(group)?),
+        ["apis", group, version] => json(&discovery::resource_list(group, version)?),
+        ["openapi", "v2"] => return Some(openapi_v2(headers)),
+        ["openapi", "v3"] => {
+            let paths = discovery::group_versions();
+            json(&openapi::v3_root(paths.iter().map(String::as_str)))
+        }
+        ["openapi", "v3", rest @ ..] => openapi_v3(&rest.join("/"), headers)?,
+        _ => return None,
+    };
+    Some(Ok(response))
+}
+
+fn accept(headers: &HeaderMap) -> &str {
+    headers
+        .get(header::ACCEPT)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
+}
+
+fn json(value: &Value) -> Response<Body> {
+    json_response(StatusCode::OK, value.to_string())
+}
+
+fn text(text: impl Into<Body>) -> Response<Body> {
+    let mut response = Response::new(text.into());
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, plain);
+    response
+}
+
+fn root() -> Value {
+    let mut paths = vec!["/api".to_owned(), "/apis".to_owned()];
+    paths.extend(
+        discovery::group_versions()
+            .into_iter()
+            .map(|path| format!("/{path}")),
+    );
+    for path in [
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/readyz",
+        "/version",
+    ] {
+        paths.push(path.to_owned());
+    }
+    json!({"paths": paths})
+}
+
+/// The version clients choose their behaviour by: of the API that is served, not of this program.
+fn version() -> Value {
+    json!({
+        "major": "1", "minor": "33", "gitVersion": concat!("v1.33.0+weft-", env!("CARGO_PKG_VERSION")),
+        "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "", "compiler": "rustc",
+        "platform": format!("{}/{}", std::env::consts::OS, go_architecture()),
+    })
+}
+
+fn go_architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn openapi_v2(headers: &HeaderMap) -> Result<Response<Body>, ApiError> {
+    let accept = accept(headers);
+    // The media type has two spellings, with `@` and with dots.
+    if !accept.is_empty() && !accept.contains("protobuf") && !accept.contains("*/*") {
+        return Err(ApiError::not_acceptable(openapi::V2_CONTENT_TYPE));
+    }
+    let mut response = Response::new(Body::from(openapi::v2_stub()));
+    let kind = HeaderValue::from_static(openapi::V2_CONTENT_TYPE);
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    Ok(response)
+}
+
+fn openapi_v3(path: &str, headers: &HeaderMap) -> Option<Response<Body>> {
+    let document = openapi::v3_group(path)?;
+    let tag = format!("\"{}\"", document.hash);
+    let known = headers
+        .get(header::IF_NONE_MATCH)
+        .and_then(|value| value.to_str().ok());
+    let mut response = if known == Some(tag.as_str()) {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        response
+    } else {
+        json_response(StatusCode::OK, document.body)
+    };
+    if let Ok(tag) = HeaderValue::from_str(&tag) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    response
+        .headers_mut()
+        .insert(header::VARY, HeaderValue::from_static("Accept"));
+    Some(response)
+}
+
+fn metrics(server: &Server) -> String {
+    let mut text = String::new();
+    let counters = &server.counters;
+    let mut put = |name: &str, kind: &str, help: &str, value: u64| {
+        let _ = write!(
+            text,
+            "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"
+        );
+    };
+    let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    put(
+        "weft_api_requests_total",
+        "counter",
+        "Requests answered.",
+        load(&counters.requests),
+    );
+    put(
+        "weft_api_failures_total",
+        "counter",
+        "Requests answered with an error.",
+        load(&counters.failures),
+    );
+    put(
+        "weft_api_refused_total",
+        "counter",
+        "Requests refused because too many were in flight.",
+        load(&counters.refused),
+    );
+    put(
+        "weft_store_revision",
+        "gauge",
+        "The store's last revision.",
+        server.store.revision(),
+    );
+    let watches = server
+        .limits
+        .watches
+        .saturating_sub(server.watches.available_permits());
+    put(
+        "weft_api_watches",
+        "gauge",
+        "Watches that are open.",
+        watches as u64,
+    );
+    let _ = write!(
+        text,
+        "# HELP weft_store_objects Objects stored.\n# TYPE weft_store_objects gauge\n"
+    );
+    for resource in crate::resources::all() {
+        if resource.conversion.is_none() && !resource.storage.is_empty() {
+            let count = server.store.count(resource.storage);
+            let _ = writeln!(
+                text,
+                "weft_store_objects{{resource={:?}}} {count}",
+                resource.qualified()
+            );
+        }
+    }
+    text
+}

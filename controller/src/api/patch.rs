@@ -1,0 +1,78 @@
+//! The four kinds of patches.
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::Call;
+use super::negotiate::{Decoded, content_type, decode_json, decode_yaml};
+use super::status::ApiError;
+use super::write::{self, Change, Reply};
+use crate::schema::patch as json_patches;
+
+const JSON: &str = "application/json-patch+json";
+const MERGE: &str = "application/merge-patch+json";
+const STRATEGIC: &str = "application/strategic-merge-patch+json";
+const APPLY: &str = "application/apply-patch+yaml";
+/// Patches a kind with a schema takes.
+const ACCEPTED: &str = "application/json-patch+json, application/merge-patch+json, \
+     application/strategic-merge-patch+json, application/apply-patch+yaml";
+
+/// PATCH.
+pub(crate) async fn patch(call: &Call, body: &Bytes) -> Result<Reply, ApiError> {
+    let kind = content_type(&call.headers);
+    if kind == APPLY {
+        return apply(call, body).await;
+    }
+    if !matches!(kind, JSON | MERGE | STRATEGIC) {
+        return Err(ApiError::unsupported_media_type(ACCEPTED));
+    }
+    let Decoded {
+        value: patch,
+        duplicates,
+    } = decode_json(body)?;
+    write::change(call, |current| {
+        let object = patched(call, kind, current, &patch)?;
+        let mut warnings = Vec::new();
+        let decoded = Decoded {
+            value: object,
+            duplicates: duplicates.clone(),
+        };
+        Ok(Change {
+            object: write::receive(call, decoded, &mut warnings)?,
+            warnings,
+            tracked: false,
+        })
+    })
+    .await
+}
+
+/// `current` after the patch, which is of one of the three kinds that need no manager.
+pub(crate) fn patched(call: &Call, kind: &str, current: &Value, patch: &Value) -> Result<Value, ApiError> {
+    match kind {
+        JSON => json_patches::json_patch(current, patch),
+        STRATEGIC => match call.resource.schema() {
+            Some(schema) => schema.strategic_merge(current, patch),
+            None => return Err(ApiError::unsupported_media_type(ACCEPTED)),
+        },
+        _ => json_patches::json_merge(current, patch),
+    }
+    .map_err(|error| ApiError::patch(&error))
+}
+
+async fn apply(call: &Call, body: &Bytes) -> Result<Reply, ApiError> {
+    if call.query.get("fieldManager").is_none() {
+        return Err(ApiError::unprocessable(
+            "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+        ));
+    }
+    let decoded = decode_yaml(body)?;
+    let mut warnings = Vec::new();
+    let applied = write::receive(call, decoded, &mut warnings)?;
+    if applied["metadata"]["managedFields"]
+        .as_array()
+        .is_some_and(|list| !list.is_empty())
+    {
+        return Err(ApiError::bad_request("metadata.managedFields must be nil"));
+    }
+    write::apply(call, applied, call.query.flag("force"), warnings).await
+}

@@ -1,0 +1,437 @@
+//! Get and list.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::negotiate::Form;
+use super::status::{ApiError, json_response};
+use super::table::{self, Include};
+use super::{Call, Server};
+use crate::resources::Resource;
+use crate::selector::{FieldSelector, LabelSelector};
+use crate::store::{Listing, Object, Revision};
+
+/// How long a read waits for a revision that is not there yet.
+const FUTURE_WAIT: Duration = Duration::from_secs(3);
+/// Paginated lists that can be continued at a time.
+const MAX_SNAPSHOTS: usize = 64;
+/// How long a paginated list can be continued.
+const SNAPSHOT_LIFETIME: Duration = Duration::from_secs(300);
+
+/// Which objects of a resource a request is about.
+#[derive(Debug)]
+pub(crate) struct Filter {
+    resource: &'static Resource,
+    namespace: String,
+    labels: LabelSelector,
+    fields: FieldSelector,
+}
+
+impl Filter {
+    pub(crate) fn of(call: &Call) -> Result<Self, ApiError> {
+        let bad = |error: crate::selector::SelectorError| ApiError::bad_request(error.to_string());
+        let labels =
+            LabelSelector::parse(call.query.get("labelSelector").unwrap_or_default()).map_err(bad)?;
+        let mut text = call.query.get("fieldSelector").unwrap_or_default().to_owned();
+        if !call.path.name.is_empty() {
+            text = format!("metadata.name={}", call.path.name);
+        }
+        let fields = FieldSelector::parse(&text).map_err(bad)?;
+        for requirement in fields.requirements() {
+            if !call.resource.has_field(&requirement.field) {
+                let message = format!("field label not supported: {}", requirement.field);
+                return Err(ApiError::bad_request(message));
+            }
+        }
+        Ok(Self {
+            resource: call.resource,
+            namespace: call.path.namespace.clone(),
+            labels,
+            fields,
+        })
+    }
+
+    fn is_everything(&self) -> bool {
+        self.labels.is_everything() && self.fields.is_everything()
+    }
+
+    pub(crate) fn matches(&self, object: &Object) -> bool {
+        let meta = object.meta();
+        (self.namespace.is_empty() || *meta.namespace == *self.namespace)
+            && self.labels.matches(meta)
+            && self
+                .fields
+                .matches(|field| self.resource.field_value(meta, field).unwrap_or_default())
+    }
+
+    /// The matching objects and the revision they are of.
+    pub(crate) fn list(&self, server: &Server) -> Listing {
+        let namespace = match self.fields.required("metadata.namespace") {
+            Some(namespace) if self.namespace.is_empty() => namespace,
+            _ => &self.namespace,
+        };
+        let one = self.fields.required("metadata.name");
+        if let Some(name) = one.filter(|_| !self.resource.namespaced || !namespace.is_empty()) {
+            let revision = server.store.revision();
+            let found = server
+                .store
+                .get(self.resource.storage, &self.resource.key(namespace, name));
+            let revision = found
+                .as_ref()
+                .map_or(revision, |object| revision.max(object.revision()));
+            return Listing {
+                revision,
+                items: found.into_iter().filter(|object| self.matches(object)).collect(),
+            };
+        }
+        let prefix = if namespace.is_empty() {
+            String::new()
+        } else {
+            format!("{namespace}/")
+        };
+        let mut listing = server.store.list(self.resource.storage, &prefix);
+        if !self.is_everything() {
+            listing.items.retain(|object| self.matches(object));
+        }
+        listing
+    }
+}
+
+/// GET of one object.
+pub(crate) fn get(call: &Call) -> Result<Response<Body>, ApiError> {
+    let object = call.find()?;
+    Ok(call.render(StatusCode::OK, &object))
+}
+
+/// GET of a collection.
+pub(crate) async fn list(call: &Call) -> Result<Response<Body>, ApiError> {
+    let filter = Filter::of(call)?;
+    let limit = call
+        .query
+        .number("limit")?
+        .map_or(usize::MAX, |limit| limit as usize);
+    let limit = if limit == 0 { usize::MAX } else { limit };
+    let page = match call.query.get("continue") {
+        Some(token) => {
+            if call
+                .query
+                .get("resourceVersion")
+                .is_some_and(|version| version != "0")
+            {
+                let why = "specifying resource version is not allowed when using continue";
+                return Err(ApiError::bad_request(why));
+            }
+            continued(call, &filter, token, limit)?
+        }
+        None => {
+            wait_for_version(call).await?;
+            let listing = filter.list(&call.server);
+            exact(call, &listing)?;
+            Page::first(call, &filter, listing, limit)
+        }
+    };
+    Ok(page.render(call))
+}
+
+/// Waits until the store has the version asked for.
+pub(crate) async fn wait_for_version(call: &Call) -> Result<Option<Revision>, ApiError> {
+    let Some(text) = call.query.get("resourceVersion") else {
+        return Ok(None);
+    };
+    let asked: Revision = text.parse().map_err(|_| {
+        ApiError::bad_request(format!(
+            "resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
+        ))
+    })?;
+    let deadline = Instant::now() + FUTURE_WAIT;
+    while call.server.store.revision() < asked {
+        if Instant::now() >= deadline {
+            let current = call.server.store.revision();
+            return Err(ApiError::timeout(format!(
+                "Too large resource version: {asked}, current: {current}"
+            )));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(Some(asked))
+}
+
+/// Refuses a list at an exact version that is past.
+fn exact(call: &Call, listing: &Listing) -> Result<(), ApiError> {
+    if call.query.get("resourceVersionMatch") != Some("Exact") {
+        return Ok(());
+    }
+    let version: Revision = call.query.number("resourceVersion")?.unwrap_or_default();
+    if version == 0 {
+        return Err(ApiError::bad_request(
+            "resourceVersionMatch: Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+        ));
+    }
+    let unchanged = call
+        .server
+        .store
+        .watch(call.resource.storage, version)
+        .and_then(|mut watch| watch.ready());
+    match unchanged {
+        Ok(changes) if changes.is_empty() => Ok(()),
+        _ => Err(ApiError::expired(format!(
+            "The provided resource version is too old: {version} ({})",
+            listing.revision
+        ))),
+    }
+}
+
+/// The rest of a list that was cut, as it was when its first page was read.
+#[derive(Debug)]
+struct Snapshot {
+    id: u64,
+    taken: Instant,
+    revision: Revision,
+    items: Arc<[Arc<Object>]>,
+}
+
+/// Lists that can be continued.
+#[derive(Debug, Default)]
+pub(crate) struct Snapshots(Mutex<(u64, VecDeque<Snapshot>)>);
+
+impl Snapshots {
+    fn keep(&self, revision: Revision, items: Arc<[Arc<Object>]>) -> u64 {
+        let mut guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        guard.0 += 1;
+        let id = guard.0;
+        let taken = Instant::now();
+        while guard
+            .1
+            .front()
+            .is_some_and(|old| old.taken.elapsed() > SNAPSHOT_LIFETIME)
+            || guard.1.len() >= MAX_SNAPSHOTS
+        {
+            guard.1.pop_front();
+        }
+        guard.1.push_back(Snapshot {
+            id,
+            taken,
+            revision,
+            items,
+        });
+        id
+    }
+
+    fn find(&self, id: u64, revision: Revision) -> Option<Arc<[Arc<Object>]>> {
+        let guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = guard.1.iter().find(|s| s.id == id && s.revision == revision);
+        found
+            .filter(|s| s.taken.elapsed() <= SNAPSHOT_LIFETIME)
+            .map(|s| Arc::clone(&s.items))
+    }
+}
+
+/// Where a cut list goes on.
+#[derive(Debug, PartialEq, Eq)]
+struct Token {
+    /// The first page's revision; 0: go on with what is there.
+    revision: Revision,
+    snapshot: u64,
+    last_key: String,
+}
+
+impl Token {
+    fn encode(&self) -> String {
+        let text = json!({"v": 1, "rv": self.revision, "id": self.snapshot, "last": self.last_key});
+        URL_SAFE_NO_PAD.encode(text.to_string())
+    }
+
+    fn decode(text: &str) -> Option<Self> {
+        let value: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
+        (value["v"] == 1).then_some(())?;
+        Some(Self {
+            revision: value["rv"].as_u64()?,
+            snapshot: value["id"].as_u64()?,
+            last_key: value["last"].as_str()?.to_owned(),
+        })
+    }
+}
+
+fn key(resource: &Resource, object: &Object) -> String {
+    resource.key(&object.meta().namespace, &object.meta().name)
+}
+
+fn continued(call: &Call, filter: &Filter, token: &str, limit: usize) -> Result<Page, ApiError> {
+    let token = Token::decode(token)
+        .ok_or_else(|| ApiError::bad_request("continue key is not valid: bad encoding"))?;
+    if token.revision == 0 {
+        let mut listing = filter.list(&call.server);
+        listing
+            .items
+            .retain(|object| key(call.resource, object) > token.last_key);
+        return Ok(Page::first(call, filter, listing, limit));
+    }
+    let Some(items) = call.server.snapshots.find(token.snapshot, token.revision) else {
+        let mut error = ApiError::expired(
+            "The provided continue parameter is too old to display a consistent list result. You can start a new list \
+             without the continue parameter, or use the continue token in this response to retrieve the remainder of \
+             the results. Continuing with the provided token results in an inconsistent list - objects that were \
+             created, modified, or deleted between the time the first chunk was returned and now may show up in the \
+             list.",
+        );
+        let fresh = Token { revision: 0, ..token };
+        error.details = json!({"continue": fresh.encode()});
+        return Err(error);
+    };
+    let start = items.partition_point(|object| key(call.resource, object) <= token.last_key);
+    Ok(Page::cut(
+        call,
+        filter,
+        token.revision,
+        items,
+        start,
+        limit,
+        Some(token.snapshot),
+    ))
+}
+
+/// One page of a list.
+struct Page {
+    revision: Revision,
+    items: Vec<Arc<Object>>,
+    next: Option<String>,
+    remaining: Option<usize>,
+}
+
+impl Page {
+    fn first(call: &Call, filter: &Filter, listing: Listing, limit: usize) -> Self {
+        if listing.items.len() <= limit {
+            return Self {
+                revision: listing.revision,
+                items: listing.items,
+                next: None,
+                remaining: None,
+            };
+        }
+        Self::cut(
+            call,
+            filter,
+            listing.revision,
+            listing.items.into(),
+            0,
+            limit,
+            None,
+        )
+    }
+
+    fn cut(
+        call: &Call,
+        filter: &Filter,
+        revision: Revision,
+        items: Arc<[Arc<Object>]>,
+        start: usize,
+        limit: usize,
+        snapshot: Option<u64>,
+    ) -> Self {
+        let end = start.saturating_add(limit).min(items.len());
+        let page = items[start..end].to_vec();
+        let left = items.len() - end;
+        let next = page.last().filter(|_| left > 0).map(|last| {
+            let snapshot =
+                snapshot.unwrap_or_else(|| call.server.snapshots.keep(revision, Arc::clone(&items)));
+            let last_key = key(call.resource, last);
+            Token {
+                revision,
+                snapshot,
+                last_key,
+            }
+            .encode()
+        });
+        Self {
+            revision,
+            items: page,
+            remaining: (left > 0 && filter.is_everything()).then_some(left),
+            next,
+        }
+    }
+
+    fn metadata(&self) -> Value {
+        let mut metadata = json!({"resourceVersion": self.revision.to_string()});
+        if let Some(next) = &self.next {
+            metadata["continue"] = json!(next);
+        }
+        if let Some(remaining) = self.remaining {
+            metadata["remainingItemCount"] = json!(remaining);
+        }
+        metadata
+    }
+
+    fn render(&self, call: &Call) -> Response<Body> {
+        let metadata = self.metadata();
+        let values = || {
+            self.items
+                .iter()
+                .map(|object| call.served(object))
+                .collect::<Vec<_>>()
+        };
+        let body: Bytes = match call.form {
+            Form::Table => {
+                let include = Include::parse(call.query.get("includeObject"));
+                table::table(call.resource, &values(), metadata, include, call.now, true)
+                    .to_string()
+                    .into()
+            }
+            Form::Metadata => {
+                let items: Vec<_> = values().iter().map(table::partial).collect();
+                json!({
+                    "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
+                    "metadata": metadata, "items": items,
+                })
+                .to_string()
+                .into()
+            }
+            Form::Object => self.objects(call, &metadata),
+        };
+        json_response(StatusCode::OK, body)
+    }
+
+    fn objects(&self, call: &Call, metadata: &Value) -> Bytes {
+        let head = format!(
+            "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
+            call.resource.kind,
+            call.resource.api_version()
+        );
+        let size: usize = self.items.iter().map(|object| object.body().len() + 1).sum();
+        let mut body = BytesMut::with_capacity(head.len() + size + 3);
+        body.put_slice(head.as_bytes());
+        for (index, object) in self.items.iter().enumerate() {
+            if index > 0 {
+                body.put_u8(b',');
+            }
+            body.put_slice(&call.served_text(object));
+        }
+        body.put_slice(b"]}\n");
+        body.freeze()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_survive_the_trip_and_forgeries_are_refused() {
+        let token = Token {
+            revision: 7,
+            snapshot: 3,
+            last_key: "default/a".to_owned(),
+        };
+        assert_eq!(Token::decode(&token.encode()), Some(token));
+        for bad in ["", "x", "e30", "!!!!"] {
+            assert_eq!(Token::decode(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Subresources that are not just another way to write the object: scale, binding, eviction.
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::delete::{self, Options};
+use super::negotiate::{Decoded, content_type, decode_json};
+use super::status::{ApiError, json_response, success};
+use super::write::{self, Change, Outcome, Reply};
+use super::{Call, objects};
+use crate::resources::{Problems, Subresource};
+use crate::schema::patch as json_patches;
+
+/// GET below an object.
+pub(crate) fn get(call: &Call) -> Result<Response<Body>, ApiError> {
+    let object = call.find()?;
+    match call.resource.subresource(&call.path.subresource) {
+        Some(Subresource::Scale) => {
+            let scale = scale_of(call, &object.value());
+            Ok(json_response(StatusCode::OK, scale.to_string()))
+        }
+        Some(Subresource::Status | Subresource::Approval) => Ok(call.render(StatusCode::OK, &object)),
+        Some(other) => Err(needs_node(other)),
+        None => Err(ApiError::no_such_path()),
+    }
+}
+
+/// POST below an object.
+pub(crate) async fn create(call: &Call, decoded: Decoded) -> Result<Reply, ApiError> {
+    match call.resource.subresource(&call.path.subresource) {
+        Some(Subresource::Binding) => bind(call, &decoded.value).await,
+        Some(Subresource::Eviction) => evict(call, &decoded.value).await,
+        Some(other) => Err(needs_node(other)),
+        None => Err(ApiError::no_such_path()),
+    }
+}
+
+fn needs_node(subresource: Subresource) -> ApiError {
+    ApiError::not_implemented(format!(
+        "{} is not served by this version of the API server",
+        subresource.name()
+    ))
+}
+
+/// Puts a pod on a node, once.
+pub(crate) async fn bind(call: &Call, binding: &Value) -> Result<Reply, ApiError> {
+    let target = &binding["target"];
+    let node = target["name"].as_str().unwrap_or_default();
+    let kind = target["kind"].as_str().unwrap_or_default();
+    let mut problems = Problems::default();
+    if !kind.is_empty() && kind != "Node" {
+        problems.not_supported("target.kind", &target["kind"], &["Node", "<empty>"]);
+    }
+    if node.is_empty() {
+        problems.required("target.name", "");
+    }
+    if !problems.0.is_empty() {
+        return Err(ApiError::invalid(call.resource, &call.path.name, &problems));
+    }
+    let uid = binding["metadata"]["uid"].as_str().unwrap_or_default();
+    write::change(call, |pod| {
+        let name = &call.path.name;
+        if !uid.is_empty() && pod["metadata"]["uid"] != uid {
+            let is = pod["metadata"]["uid"].as_str().unwrap_or_default();
+            let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {is}");
+            return Err(ApiError::conflict(call.resource, name, &why));
+        }
+        if objects::is_terminating(pod) {
+            let why = format!("pod {name} is being deleted, cannot be assigned to a host");
+            return Err(ApiError::conflict(call.resource, name, &why));
+        }
+        if let Some(bound) = pod["spec"]["nodeName"].as_str().filter(|bound| !bound.is_empty()) {
+            let why = format!("pod {name} is already assigned to node {bound:?}");
+            return Err(ApiError::conflict(call.resource, name, &why));
+        }
+        let mut pod = pod.clone();
+        pod["spec"]["nodeName"] = json!(node);
+        let annotations = binding["metadata"]["annotations"]
+            .as_object()
+            .into_iter()
+            .flatten();
+        for (key, value) in annotations {
+            pod["metadata"]["annotations"][key.as_str()] = value.clone();
+        }
+        set_scheduled(&mut pod["status"], &objects::timestamp(call.now));
+        Ok(Change {
+            object: pod,
+            warnings: Vec::new(),
+            tracked: false,
+        })
+    })
+    .await?;
+    Ok(Reply::status(StatusCode::CREATED, success(Value::Null)))
+}
+
+fn set_scheduled(status: &mut Value, now: &str) {
+    let condition = json!({
+        "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now,
+    });
+    match status["conditions"].as_array_mut() {
+        Some(list) => {
+            list.retain(|condition| condition["type"] != "PodScheduled");
+            list.push(condition);
+        }
+        None => status["conditions"] = json!([condition]),
+    }
+}
+
+/// Deletes a pod for someone who drains its node. Clients are sloppy with this body.
+async fn evict(call: &Call, eviction: &Value) -> Result<Reply, ApiError> {
+    let options = Options::read(call, &eviction["deleteOptions"])?;
+    delete::delete(call, &options).await?;
+    Ok(Reply::status(StatusCode::CREATED, success(Value::Null)))
+}
+
+/// The object's scale.
+fn scale_of(call: &Call, object: &Value) -> Value {
+    let metadata = &object["metadata"];
+    let selector = &object["spec"]["selector"];
+    let labels = if call.resource.group.is_empty() {
+        json!({"matchLabels": selector})
+    } else {
+        selector.clone()
+    };
+    let selector = crate::selector::LabelSelector::from_value(&labels).map(|s| s.to_string());
+    json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1",
+        "metadata": {
+            "name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"],
+            "resourceVersion": metadata["resourceVersion"], "creationTimestamp": metadata["creationTimestamp"],
+        },
+        "spec": {"replicas": object["spec"]["replicas"].as_i64().unwrap_or_default()},
+        "status": {
+            "replicas": object["status"]["replicas"].as_i64().unwrap_or_default(),
+            "selector": selector.unwrap_or_default(),
+        },
+    })
+}
+
+/// PATCH of a scale.
+pub(crate) async fn patch_scale(call: &Call, body: &Bytes) -> Result<Reply, ApiError> {
+    let patch = decode_json(body)?.value;
+    let kind = content_type(&call.headers);
+    if !matches!(
+        kind,
+        "application/json-patch+json"
+            | "application/merge-patch+json"
+            | "application/strategic-merge-patch+json"
+            | "application/apply-patch+yaml"
+    ) {
+        return Err(ApiError::unsupported_media_type(
+            "application/json-patch+json, application/merge-patch+json",
+        ));
+    }
+    scale(call, |current| {
+        // A scale has no lists, so a strategic merge is a merge.
+        let patched = if kind == "application/json-patch+json" {
+            json_patches::json_patch(current, &patch)
+        } else {
+            json_patches::json_merge(current, &patch)
+        };
+        patched.map_err(|error| ApiError::patch(&error))
+    })
+    .await
+}
+
+/// PUT of a scale.
+pub(crate) async fn replace_scale(call: &Call, scale_object: &Value) -> Result<Reply, ApiError> {
+    let name = objects::name(scale_object);
+    if !name.is_empty() && name != call.path.name {
+        return Err(ApiError::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            call.path.name
+        )));
+    }
+    scale(call, |_| Ok(scale_object.clone())).await
+}
+
+async fn scale(call: &Call, compute: impl Fn(&Value) -> Result<Value, ApiError>) -> Result<Reply, ApiError> {
+    let reply = write::change(call, |object| {
+        let current = scale_of(call, object);
+        let scaled = compute(&current)?;
+        let replicas = &scaled["spec"]["replicas"];
+        let count = if replicas.is_null() {
+            Some(0)
+        } else {
+            replicas.as_i64()
+        };
+        if count.is_none_or(|count| count < 0) {
+            let mut problems = Problems::default();
+            problems.invalid("spec.replicas", replicas, "must be greater than or equal to 0");
+            return Err(ApiError::invalid(call.resource, &call.path.name, &problems));
+        }
+        let mut object = object.clone();
+        object["spec"]["replicas"] = json!(count);
+        let version = &scaled["metadata"]["resourceVersion"];
+        if version.as_str().is_some_and(|version| !version.is_empty()) {
+            object["metadata"]["resourceVersion"] = version.clone();
+        }
+        Ok(Change {
+            object,
+            warnings: Vec::new(),
+            tracked: false,
+        })
+    })
+    .await?;
+    let object = match reply.outcome {
+        Outcome::Stored(object) => object.value(),
+        Outcome::Value(value) | Outcome::Status(value) => value,
+    };
+    Ok(Reply {
+        code: reply.code,
+        outcome: Outcome::Status(scale_of(call, &object)),
+        warnings: reply.warnings,
+    })
+}

@@ -1,0 +1,74 @@
+//! Tables: what `get` prints.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::resources::Resource;
+
+/// How much of the object a row carries along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Include {
+    /// Its metadata.
+    Metadata,
+    /// All of it.
+    Object,
+    /// Nothing.
+    None,
+}
+
+impl Include {
+    /// From the parameter `includeObject`.
+    pub(crate) fn parse(text: Option<&str>) -> Self {
+        match text {
+            Some("Object") => Self::Object,
+            Some("None") => Self::None,
+            _ => Self::Metadata,
+        }
+    }
+}
+
+/// A table of objects; `metadata` is the list's.
+pub(crate) fn table(
+    resource: &Resource,
+    objects: &[Value],
+    metadata: Value,
+    include: Include,
+    now: Timestamp,
+    headings: bool,
+) -> Value {
+    let rows: Vec<_> = objects
+        .iter()
+        .map(|object| row(resource, object, include, now))
+        .collect();
+    json!({
+        "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
+        "columnDefinitions": if headings { columns(resource) } else { json!([]) },
+        "rows": rows,
+    })
+}
+
+/// The object's metadata alone.
+pub(crate) fn partial(object: &Value) -> Value {
+    json!({
+        "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"],
+    })
+}
+
+fn columns(resource: &Resource) -> Value {
+    let columns = resource.columns.iter().map(|column| {
+        json!({
+            "name": column.name, "type": column.kind, "format": column.format,
+            "description": "", "priority": column.priority,
+        })
+    });
+    columns.collect()
+}
+
+fn row(resource: &Resource, object: &Value, include: Include, now: Timestamp) -> Value {
+    let cells = (resource.cells)(object, now);
+    match include {
+        Include::Metadata => json!({"cells": cells, "object": partial(object)}),
+        Include::Object => json!({"cells": cells, "object": object}),
+        Include::None => json!({"cells": cells}),
+    }
+}

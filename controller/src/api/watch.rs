@@ -1,0 +1,276 @@
+//! Watches: each reads the resource's history at its own pace.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures::stream;
+use http::{HeaderValue, Response, header};
+use rand::RngExt as _;
+use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, sleep_until};
+
+use super::negotiate::Form;
+use super::read::{Filter, wait_for_version};
+use super::status::ApiError;
+use super::table::{self, Include};
+use super::{Call, Server};
+use crate::store::{Event, Object, Revision, StoreError, Watch, WatchBatch};
+
+/// How often a watcher that asked for it hears the revision it has reached.
+const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
+/// How long a watch lasts that does not say: at least, and up to twice as long.
+const DEFAULT_LIFETIME_SECONDS: u64 = 1800;
+/// Size at which initial objects are cut into chunks.
+const CHUNK: usize = 64 << 10;
+
+/// GET of a collection with `watch`.
+pub(crate) async fn watch(call: Call) -> Result<Response<Body>, ApiError> {
+    let permit = Arc::clone(&call.server.watches)
+        .try_acquire_owned()
+        .map_err(|_| ApiError::too_many_requests("too many watches, please try again later", 5))?;
+    let filter = Filter::of(&call)?;
+    let bookmarks = call.query.flag("allowWatchBookmarks");
+    let initial_events = initial_events(&call, bookmarks)?;
+    let version = wait_for_version(&call).await?.filter(|version| *version > 0);
+    let mut pending = VecDeque::new();
+    let mut encoder = Encoder {
+        call,
+        filter,
+        headings: true,
+    };
+    let after = match version {
+        Some(version) if !initial_events => version,
+        _ => {
+            let listing = encoder.filter.list(&encoder.call.server);
+            encoder.initial(&listing.items, &mut pending);
+            if initial_events && bookmarks {
+                pending.push_back(encoder.bookmark(listing.revision, true));
+            }
+            listing.revision
+        }
+    };
+    let server = Arc::clone(&encoder.call.server);
+    let changes = server.store.watch(encoder.call.resource.storage, after)?;
+    let lifetime = encoder.call.query.timeout()?.unwrap_or_else(|| {
+        let extra = rand::rng().random_range(0..DEFAULT_LIFETIME_SECONDS);
+        Duration::from_secs(DEFAULT_LIFETIME_SECONDS + extra)
+    });
+    let now = Instant::now();
+    let watcher = Watcher {
+        server,
+        encoder,
+        pending,
+        changes,
+        deadline: now + lifetime,
+        next_bookmark: bookmarks.then_some(now + BOOKMARK_INTERVAL.min(lifetime.mul_f32(0.9))),
+        ended: false,
+        _permit: permit,
+    };
+    let chunks = stream::unfold(watcher, |mut watcher| async {
+        let chunk = watcher.next().await?;
+        Some((Ok::<_, Infallible>(chunk), watcher))
+    });
+    let mut response = Response::new(Body::from_stream(chunks));
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    Ok(response)
+}
+
+/// Whether the watch is to begin with all objects and say when it has sent them.
+fn initial_events(call: &Call, bookmarks: bool) -> Result<bool, ApiError> {
+    let wanted = match call.query.get("sendInitialEvents") {
+        None => {
+            return if call.query.get("resourceVersionMatch").is_some() {
+                Err(ApiError::unprocessable(
+                    "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless \
+                     sendInitialEvents is provided",
+                ))
+            } else {
+                Ok(false)
+            };
+        }
+        Some(text) => text == "true" || text == "1",
+    };
+    if call.query.get("resourceVersionMatch") != Some("NotOlderThan") {
+        return Err(ApiError::unprocessable(
+            "resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        ));
+    }
+    if wanted && !bookmarks {
+        return Err(ApiError::unprocessable(
+            "sendInitialEvents: Forbidden: sendInitialEvents requires allowWatchBookmarks",
+        ));
+    }
+    Ok(wanted)
+}
+
+/// One watcher.
+struct Watcher {
+    server: Arc<Server>,
+    encoder: Encoder,
+    pending: VecDeque<Bytes>,
+    changes: Watch,
+    deadline: Instant,
+    next_bookmark: Option<Instant>,
+    ended: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Why a watcher woke up.
+enum Wake {
+    Changes(Result<WatchBatch, StoreError>),
+    Bookmark,
+    End,
+}
+
+impl Watcher {
+    /// What to send next; `None` ends the answer.
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(chunk) = self.pending.pop_front() {
+                return Some(chunk);
+            }
+            if self.ended {
+                return None;
+            }
+            let bookmark = self.next_bookmark.unwrap_or(self.deadline);
+            let wake = tokio::select! {
+                biased;
+                () = self.server.shutdown.cancelled() => Wake::End,
+                () = sleep_until(self.deadline) => Wake::End,
+                batch = self.changes.next() => Wake::Changes(batch),
+                () = sleep_until(bookmark) => Wake::Bookmark,
+            };
+            match wake {
+                Wake::End => return None,
+                Wake::Changes(Ok(batch)) => {
+                    let chunk = self.encoder.changes(&batch);
+                    if !chunk.is_empty() {
+                        return Some(chunk);
+                    }
+                }
+                Wake::Changes(Err(StoreError::Closed)) => return None,
+                Wake::Changes(Err(error)) => {
+                    self.ended = true;
+                    let status = ApiError::from(error).status();
+                    return Some(frame("ERROR", status.to_string().as_bytes()));
+                }
+                Wake::Bookmark => {
+                    self.next_bookmark = Some(Instant::now() + BOOKMARK_INTERVAL);
+                    // All changes up to this revision are visible, so if none is waiting, the watcher has seen them.
+                    let revision = self.server.store.revision();
+                    match self.changes.ready() {
+                        Ok(batch) if batch.is_empty() => return Some(self.encoder.bookmark(revision, false)),
+                        Ok(batch) => {
+                            let chunk = self.encoder.changes(&batch);
+                            if !chunk.is_empty() {
+                                return Some(chunk);
+                            }
+                        }
+                        Err(_) => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Writes events in the form the watcher asked for.
+struct Encoder {
+    call: Call,
+    filter: Filter,
+    headings: bool,
+}
+
+impl Encoder {
+    fn initial(&mut self, objects: &[Arc<Object>], pending: &mut VecDeque<Bytes>) {
+        let mut chunk = BytesMut::new();
+        for object in objects {
+            self.put(&mut chunk, "ADDED", object);
+            if chunk.len() >= CHUNK {
+                pending.push_back(chunk.split().freeze());
+            }
+        }
+        if !chunk.is_empty() {
+            pending.push_back(chunk.freeze());
+        }
+    }
+
+    /// The events of changes, as the selectors let them appear.
+    fn changes(&mut self, batch: &[Arc<Event>]) -> Bytes {
+        let mut chunk = BytesMut::new();
+        for event in batch {
+            let is = !event.deleted && self.filter.matches(&event.object);
+            let was = event
+                .previous
+                .as_ref()
+                .is_some_and(|object| self.filter.matches(object));
+            match (was, is) {
+                (false, true) => self.put(&mut chunk, "ADDED", &event.object),
+                (true, true) => self.put(&mut chunk, "MODIFIED", &event.object),
+                (true, false) => self.put(&mut chunk, "DELETED", &event.object),
+                (false, false) => {}
+            }
+        }
+        chunk.freeze()
+    }
+
+    fn put(&mut self, chunk: &mut BytesMut, kind: &str, object: &Object) {
+        match self.call.form {
+            Form::Object => put_frame(chunk, kind, &self.call.served_text(object)),
+            Form::Metadata => {
+                let partial = table::partial(&self.call.served(object));
+                put_frame(chunk, kind, partial.to_string().as_bytes());
+            }
+            Form::Table => {
+                let include = Include::parse(self.call.query.get("includeObject"));
+                let metadata = json!({"resourceVersion": object.revision().to_string()});
+                let value = [self.call.served(object)];
+                let now = jiff::Timestamp::now();
+                let table = table::table(self.call.resource, &value, metadata, include, now, self.headings);
+                self.headings = false;
+                put_frame(chunk, kind, table.to_string().as_bytes());
+            }
+        }
+    }
+
+    fn bookmark(&self, revision: Revision, initial_end: bool) -> Bytes {
+        let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": Value::Null});
+        if initial_end {
+            metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+        }
+        let object = match self.call.form {
+            Form::Object => json!({
+                "kind": self.call.resource.kind, "apiVersion": self.call.resource.api_version(),
+                "metadata": metadata,
+            }),
+            Form::Metadata => json!({
+                "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
+            }),
+            Form::Table => json!({
+                "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
+                "columnDefinitions": [], "rows": [],
+            }),
+        };
+        frame("BOOKMARK", object.to_string().as_bytes())
+    }
+}
+
+fn frame(kind: &str, object: &[u8]) -> Bytes {
+    let mut chunk = BytesMut::new();
+    put_frame(&mut chunk, kind, object);
+    chunk.freeze()
+}
+
+fn put_frame(chunk: &mut BytesMut, kind: &str, object: &[u8]) {
+    chunk.put_slice(b"{\"type\":\"");
+    chunk.put_slice(kind.as_bytes());
+    chunk.put_slice(b"\",\"object\":");
+    chunk.put_slice(object);
+    chunk.put_slice(b"}\n");
+}

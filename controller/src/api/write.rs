@@ -1,0 +1,552 @@
+//! Create and change: one path for PUT, all patches and the subresources that write.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::negotiate::Decoded;
+use super::objects;
+use super::status::ApiError;
+use super::{Call, admission};
+use crate::resources::{Problems, Resource, Subresource};
+use crate::schema::{ApplyError, ApplyRequest, KindSchema, Manager};
+use crate::store::{Encoded, Expect, Object, Operation, StoreError, Write};
+
+/// How often a change is tried again when others write the object meanwhile.
+const ATTEMPTS: usize = 50;
+
+/// What a write comes to.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// The object as it is stored.
+    Stored(Arc<Object>),
+    /// The object as it would be, or as it was when it went, in the store's form.
+    Value(Value),
+    /// A `Status`.
+    Status(Value),
+}
+
+/// A write's answer.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) code: StatusCode,
+    pub(crate) outcome: Outcome,
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Reply {
+    pub(crate) fn status(code: StatusCode, status: Value) -> Self {
+        Self {
+            code,
+            outcome: Outcome::Status(status),
+            warnings: Vec::new(),
+        }
+    }
+}
+
+/// What to do with fields that the kind does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FieldValidation {
+    Strict,
+    Warn,
+    Ignore,
+}
+
+impl FieldValidation {
+    fn of(call: &Call) -> Result<Self, ApiError> {
+        match call.query.get("fieldValidation") {
+            Some("Strict") => Ok(Self::Strict),
+            Some("Warn") | None => Ok(Self::Warn),
+            Some("Ignore") => Ok(Self::Ignore),
+            Some(other) => Err(ApiError::unprocessable(format!(
+                "fieldValidation: Unsupported value: {other:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""
+            ))),
+        }
+    }
+}
+
+/// Reads an object that a client sent: right kind, known fields, right types. It is in the version served.
+pub(crate) fn receive(call: &Call, decoded: Decoded, warnings: &mut Vec<String>) -> Result<Value, ApiError> {
+    let Decoded {
+        mut value,
+        duplicates,
+    } = decoded;
+    let resource = call.resource;
+    if !value.is_object() {
+        return Err(ApiError::bad_request("the body is not an object"));
+    }
+    let expected = resource.api_version();
+    let given = value["apiVersion"].as_str().unwrap_or_default();
+    if !given.is_empty() && given != expected {
+        return Err(ApiError::bad_request(format!(
+            "the API version in the data ({given}) does not match the expected API version ({expected})"
+        )));
+    }
+    let kind = value["kind"].as_str().unwrap_or_default();
+    if !kind.is_empty() && kind != resource.kind {
+        return Err(ApiError::bad_request(format!(
+            "{kind} in version {:?} cannot be handled as a {}: no kind {kind:?} is registered for this path",
+            resource.version, resource.kind
+        )));
+    }
+    value["apiVersion"] = json!(expected);
+    value["kind"] = json!(resource.kind);
+    check_fields(call, resource.schema(), &mut value, duplicates, warnings)?;
+    objects::drop_nulls(&mut value);
+    if !value["metadata"].is_object() {
+        value["metadata"] = json!({});
+    }
+    Ok(value)
+}
+
+fn check_fields(
+    call: &Call,
+    schema: Option<KindSchema>,
+    value: &mut Value,
+    duplicates: Vec<String>,
+    warnings: &mut Vec<String>,
+) -> Result<(), ApiError> {
+    let Some(schema) = schema else { return Ok(()) };
+    let resource = call.resource;
+    let handled = |why: &str| {
+        ApiError::bad_request(format!(
+            "{} in version {:?} cannot be handled as a {}: {why}",
+            resource.kind, resource.version, resource.kind
+        ))
+    };
+    let validation = FieldValidation::of(call)?;
+    if validation != FieldValidation::Ignore {
+        let unknown = schema.unknown_fields(value);
+        let found: Vec<_> = unknown
+            .iter()
+            .map(|path| format!("unknown field {path:?}"))
+            .chain(duplicates.iter().map(|path| format!("duplicate field {path:?}")))
+            .collect();
+        if validation == FieldValidation::Strict && !found.is_empty() {
+            return Err(handled(&format!("strict decoding error: {}", found.join(", "))));
+        }
+        warnings.extend(found);
+    }
+    schema
+        .check_types(value)
+        .map_err(|error| handled(&error.to_string()))?;
+    schema.prune(value);
+    Ok(())
+}
+
+/// POST to a collection.
+pub(crate) async fn create(call: &Call, decoded: Decoded) -> Result<Reply, ApiError> {
+    if decoded.value.is_null() {
+        return Err(ApiError::bad_request("the body is empty"));
+    }
+    let mut warnings = Vec::new();
+    let object = receive(call, decoded, &mut warnings)?;
+    create_object(call, object, None, warnings).await
+}
+
+/// Creates an object; `applied_by` is set if a server-side apply does, which has tracked its fields already.
+async fn create_object(
+    call: &Call,
+    mut object: Value,
+    applied_by: Option<&str>,
+    warnings: Vec<String>,
+) -> Result<Reply, ApiError> {
+    let resource = call.resource;
+    let dry_run = call.query.dry_run()?;
+    if object["metadata"]["resourceVersion"]
+        .as_str()
+        .is_some_and(|version| !version.is_empty())
+    {
+        return Err(ApiError::bad_request(
+            "resourceVersion should not be set on objects to be created",
+        ));
+    }
+    place(call, &mut object)?;
+    objects::stamp_new(&mut object, resource.generation, call.now);
+    if resource.has_status()
+        && let Some(fields) = object.as_object_mut()
+    {
+        fields.remove("status");
+    }
+    if let Some(conversion) = resource.conversion {
+        (conversion.stored)(&mut object);
+    }
+    let stored = call.stored_resource();
+    (stored.prepare)(&mut object);
+    admission::on_create(call, &mut object)?;
+    admission::on_write(stored, &mut object);
+    if let Some(schema) = stored.schema() {
+        schema.default(&mut object);
+        if applied_by.is_none() {
+            track(call, schema, None, &mut object);
+        }
+    }
+    namespace_accepts(call, objects::name(&object))?;
+    validate(stored, &object, None)?;
+    call.admits(&object)?;
+    let name = objects::name(&object).to_owned();
+    if dry_run {
+        let key = resource.key(&call.path.namespace, &name);
+        if call.server.store.get(resource.storage, &key).is_some() {
+            return Err(ApiError::already_exists(resource, &name));
+        }
+        return Ok(Reply {
+            code: StatusCode::CREATED,
+            outcome: Outcome::Value(object),
+            warnings,
+        });
+    }
+    let write = Write {
+        resource: resource.storage,
+        key: resource.key(&call.path.namespace, &name),
+        expect: Expect::Absent,
+        operation: Operation::Put(Encoded::new(&object, stored.index(&object))),
+    };
+    match call.server.store.commit(vec![write]).await {
+        Ok(written) => Ok(Reply {
+            code: StatusCode::CREATED,
+            outcome: stored_outcome(written, object),
+            warnings,
+        }),
+        Err(StoreError::Conflict { .. }) => Err(ApiError::already_exists(resource, &name)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn stored_outcome(written: Vec<Arc<Object>>, object: Value) -> Outcome {
+    written
+        .into_iter()
+        .next()
+        .map_or(Outcome::Value(object), Outcome::Stored)
+}
+
+/// Puts the object where the URL says.
+fn place(call: &Call, object: &mut Value) -> Result<(), ApiError> {
+    let resource = call.resource;
+    let namespace = object["metadata"]["namespace"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    if resource.namespaced {
+        if !namespace.is_empty() && namespace != call.path.namespace {
+            return Err(ApiError::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            ));
+        }
+        if call.path.namespace.is_empty() {
+            return Err(ApiError::bad_request(
+                "an empty namespace may not be set during creation",
+            ));
+        }
+        object["metadata"]["namespace"] = json!(call.path.namespace);
+    } else if !namespace.is_empty() {
+        return Err(ApiError::bad_request("namespace is not allowed on this type"));
+    }
+    let prefix = object["metadata"]["generateName"].as_str().unwrap_or_default();
+    if objects::name(object).is_empty() {
+        if prefix.is_empty() {
+            let mut problems = Problems::default();
+            problems.required("metadata.name", "name or generateName is required");
+            return Err(ApiError::invalid(resource, "", &problems));
+        }
+        object["metadata"]["name"] = json!(objects::generated_name(prefix));
+    }
+    Ok(())
+}
+
+/// Refuses what would be created in a namespace that is missing or going.
+fn namespace_accepts(call: &Call, name: &str) -> Result<(), ApiError> {
+    let namespace = &call.path.namespace;
+    if !call.resource.namespaced || namespace.is_empty() {
+        return Ok(());
+    }
+    let Some(namespaces) = crate::resources::find("", "v1", "namespaces") else {
+        return Ok(());
+    };
+    let Some(found) = call.server.store.get(namespaces.storage, namespace) else {
+        return Err(ApiError::not_found(namespaces, namespace));
+    };
+    if objects::is_terminating(&found.value()) {
+        let why =
+            format!("unable to create new content in namespace {namespace} because it is being terminated");
+        let mut error = ApiError::forbidden(call.resource, name, &why);
+        error.details["causes"] = json!([{
+            "reason": "NamespaceTerminating", "message": format!("namespace {namespace} is being terminated"),
+            "field": "metadata.namespace",
+        }]);
+        return Err(error);
+    }
+    Ok(())
+}
+
+fn validate(resource: &Resource, object: &Value, old: Option<&Value>) -> Result<(), ApiError> {
+    let mut problems = Problems::default();
+    crate::resources::validate_metadata(resource, object, old, &mut problems);
+    (resource.validate)(object, old, &mut problems);
+    if problems.0.is_empty() {
+        Ok(())
+    } else {
+        Err(ApiError::invalid(resource, objects::name(object), &problems))
+    }
+}
+
+fn track(call: &Call, schema: KindSchema, old: Option<&Value>, new: &mut Value) {
+    let time = objects::timestamp(call.now);
+    let name = call.field_manager();
+    let manager = Manager {
+        name: &name,
+        subresource: (!call.path.subresource.is_empty()).then_some(call.path.subresource.as_str()),
+        time: &time,
+    };
+    schema.track_update(old, new, &manager);
+}
+
+/// A state computed from the one that is stored; both in the version served.
+pub(crate) struct Change {
+    pub(crate) object: Value,
+    pub(crate) warnings: Vec<String>,
+    /// Whether the managers of fields are up to date already.
+    pub(crate) tracked: bool,
+}
+
+/// Changes an object: reads it, lets `compute` say what it shall be, writes it if nobody else has meanwhile.
+pub(crate) async fn change(
+    call: &Call,
+    compute: impl Fn(&Value) -> Result<Change, ApiError>,
+) -> Result<Reply, ApiError> {
+    let resource = call.resource;
+    let dry_run = call.query.dry_run()?;
+    let key = call.key();
+    for _ in 0..ATTEMPTS {
+        let current = call.find()?;
+        let served = call.served(&current);
+        let Change {
+            object,
+            warnings,
+            tracked,
+        } = compute(&served)?;
+        let old = current.value();
+        let Some(new) = finish(call, &old, object, tracked)? else {
+            return Ok(Reply {
+                code: StatusCode::OK,
+                outcome: Outcome::Stored(current),
+                warnings,
+            });
+        };
+        if dry_run {
+            return Ok(Reply {
+                code: StatusCode::OK,
+                outcome: Outcome::Value(new),
+                warnings,
+            });
+        }
+        let operation = if is_finished(resource, &old, &new) {
+            Operation::Delete
+        } else {
+            Operation::Put(Encoded::new(&new, call.stored_resource().index(&new)))
+        };
+        let write = Write {
+            resource: resource.storage,
+            key: key.clone(),
+            expect: Expect::Revision(current.revision()),
+            operation,
+        };
+        match call.server.store.commit(vec![write]).await {
+            Ok(written) => {
+                return Ok(Reply {
+                    code: StatusCode::OK,
+                    outcome: stored_outcome(written, new),
+                    warnings,
+                });
+            }
+            Err(StoreError::Conflict { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(ApiError::stale(resource, &call.path.name))
+}
+
+/// Whether a write took away the last thing that kept a deleted object.
+fn is_finished(resource: &Resource, old: &Value, new: &Value) -> bool {
+    if !objects::is_terminating(new) || objects::has_finalizers(new) {
+        return false;
+    }
+    if resource.storage == "namespaces" {
+        return new["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty);
+    }
+    objects::has_finalizers(old)
+        && new["metadata"]["deletionGracePeriodSeconds"]
+            .as_i64()
+            .unwrap_or(0)
+            == 0
+}
+
+/// Brings a computed state into the store's form and checks it; `None` if it changes nothing.
+fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Option<Value>, ApiError> {
+    let resource = call.resource;
+    let name = &call.path.name;
+    if let Some(conversion) = resource.conversion {
+        (conversion.stored)(&mut new);
+    }
+    let given = |key: &str| new["metadata"][key].as_str().filter(|text| !text.is_empty());
+    if given("name").is_some_and(|given| given != name) {
+        let given = objects::name(&new);
+        return Err(ApiError::bad_request(format!(
+            "the name of the object ({given}) does not match the name on the URL ({name})"
+        )));
+    }
+    if given("namespace").is_some_and(|namespace| namespace != call.path.namespace) {
+        return Err(ApiError::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    if let (Some(given), Some(uid)) = (given("uid"), old["metadata"]["uid"].as_str())
+        && given != uid
+    {
+        let why = format!("Precondition failed: UID in precondition: {given}, UID in object meta: {uid}");
+        return Err(ApiError::conflict(resource, name, &why));
+    }
+    if let Some(version) = given("resourceVersion")
+        && old["metadata"]["resourceVersion"] != version
+    {
+        return Err(ApiError::stale(resource, name));
+    }
+    match resource.subresource(&call.path.subresource) {
+        Some(Subresource::Status) => new = objects::with_status_of(old, &new),
+        Some(Subresource::Approval) => {
+            let mut approved = old.clone();
+            approved["status"]["conditions"] = new["status"]["conditions"].clone();
+            new = approved;
+        }
+        Some(Subresource::Finalize) => {
+            let mut finalized = old.clone();
+            finalized["spec"] = new["spec"].clone();
+            new = finalized;
+        }
+        _ if resource.has_status() => objects::copy(&mut new, old, "status"),
+        _ => {}
+    }
+    objects::carry_over(&mut new, old);
+    let stored = call.stored_resource();
+    admission::on_write(stored, &mut new);
+    if let Some(schema) = stored.schema() {
+        schema.prune(&mut new);
+        schema.default(&mut new);
+    }
+    admission::on_change(call, &mut new)?;
+    if objects::same(old, &new) {
+        return Ok(None);
+    }
+    if resource.generation && objects::spec_differs(old, &new) {
+        let generation = old["metadata"]["generation"].as_i64().unwrap_or_default();
+        new["metadata"]["generation"] = json!(generation + 1);
+    }
+    if !tracked && let Some(schema) = stored.schema() {
+        track(call, schema, Some(old), &mut new);
+    }
+    no_late_finalizers(stored, old, &new)?;
+    validate(stored, &new, Some(old))?;
+    call.admits(&new)?;
+    Ok(Some(new))
+}
+
+/// An object on its way out takes no new finalizers.
+fn no_late_finalizers(resource: &Resource, old: &Value, new: &Value) -> Result<(), ApiError> {
+    if !objects::is_terminating(old) {
+        return Ok(());
+    }
+    let before = old["metadata"]["finalizers"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let late: Vec<_> = new["metadata"]["finalizers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|finalizer| !before.contains(finalizer))
+        .map(ToString::to_string)
+        .collect();
+    if late.is_empty() {
+        return Ok(());
+    }
+    let mut problems = Problems::default();
+    let detail = format!(
+        "no new finalizers can be added if the object is being deleted, found new finalizers [{}]",
+        late.join(", ")
+    );
+    problems.forbidden("metadata.finalizers", &detail);
+    Err(ApiError::invalid(resource, objects::name(old), &problems))
+}
+
+/// PUT.
+pub(crate) async fn replace(call: &Call, decoded: Decoded) -> Result<Reply, ApiError> {
+    if decoded.value.is_null() {
+        return Err(ApiError::bad_request("the body is empty"));
+    }
+    let mut warnings = Vec::new();
+    let object = receive(call, decoded, &mut warnings)?;
+    change(call, |_| {
+        Ok(Change {
+            object: object.clone(),
+            warnings: warnings.clone(),
+            tracked: false,
+        })
+    })
+    .await
+}
+
+/// Server-side apply of an object that was received.
+pub(crate) async fn apply(
+    call: &Call,
+    applied: Value,
+    force: bool,
+    warnings: Vec<String>,
+) -> Result<Reply, ApiError> {
+    let resource = call.resource;
+    let schema = resource.schema().ok_or_else(|| {
+        ApiError::unsupported_media_type("application/json-patch+json, application/merge-patch+json")
+    })?;
+    let time = objects::timestamp(call.now);
+    let manager = call.field_manager();
+    let request = ApplyRequest {
+        applied: &applied,
+        manager: Manager {
+            name: &manager,
+            subresource: (!call.path.subresource.is_empty()).then_some(call.path.subresource.as_str()),
+            time: &time,
+        },
+        force,
+    };
+    let failed = |error: ApplyError| ApiError::apply(resource, &call.path.name, &error);
+    for _ in 0..ATTEMPTS {
+        if call.find().is_ok() || !call.path.subresource.is_empty() {
+            return change(call, |live| {
+                let mut object = schema.apply(Some(live), &request).map_err(failed)?;
+                if applied["metadata"]["resourceVersion"].is_string() {
+                    objects::copy(&mut object["metadata"], &applied["metadata"], "resourceVersion");
+                }
+                Ok(Change {
+                    object,
+                    warnings: warnings.clone(),
+                    tracked: true,
+                })
+            })
+            .await;
+        }
+        if applied["metadata"]["uid"]
+            .as_str()
+            .is_some_and(|uid| !uid.is_empty())
+        {
+            let why = "uid mismatch: the provided object specified a uid, and no existing object was found";
+            return Err(ApiError::conflict(resource, &call.path.name, why));
+        }
+        let mut object = schema.apply(None, &request).map_err(failed)?;
+        object["metadata"]["name"] = json!(call.path.name);
+        match create_object(call, object, Some(&manager), warnings.clone()).await {
+            Err(error) if error.reason == "AlreadyExists" => {}
+            other => return other,
+        }
+    }
+    Err(ApiError::stale(resource, &call.path.name))
+}

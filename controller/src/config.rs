@@ -1,0 +1,217 @@
+//! What `weft controller` can be told.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args as ClapArgs;
+use ipnetwork::IpNetwork;
+
+use crate::controllers::ControllersConfig;
+
+/// The command line of `weft controller`.
+#[derive(ClapArgs, Clone, Debug)]
+pub struct Args {
+    /// Directory of the store, the certificates and admin.kubeconfig.
+    #[arg(long, env = "WEFT_DATA_DIR", default_value = "/var/lib/weft/controller")]
+    pub data_dir: PathBuf,
+    /// Address to serve the API on; port 0 lets the system choose one.
+    #[arg(long, env = "WEFT_LISTEN", default_value = "0.0.0.0:6443")]
+    pub listen: SocketAddr,
+    /// Address that nodes reach this machine by; by default the address listened on, or else the one of the default route.
+    #[arg(long, env = "WEFT_ADVERTISE_ADDRESS")]
+    pub advertise_address: Option<IpAddr>,
+    /// Further names and addresses for the server's certificate.
+    #[arg(long, value_delimiter = ',')]
+    pub tls_san: Vec<String>,
+    /// Ranges that nodes' pod CIDRs are cut from, at most one of each family.
+    #[arg(
+        long,
+        env = "WEFT_CLUSTER_CIDR",
+        value_delimiter = ',',
+        default_value = "10.244.0.0/16"
+    )]
+    pub cluster_cidr: Vec<IpNetwork>,
+    /// Prefix length of a node's IPv4 pod CIDR.
+    #[arg(long, default_value_t = 24)]
+    pub node_cidr_mask_size: u8,
+    /// Prefix length of a node's IPv6 pod CIDR.
+    #[arg(long, default_value_t = 64)]
+    pub node_cidr_mask_size_v6: u8,
+    /// Range of Services' addresses.
+    #[arg(long, value_delimiter = ',', default_value = "10.96.0.0/16")]
+    pub service_cidr: Vec<IpNetwork>,
+    /// How often nodes are judged.
+    #[arg(long, value_parser = duration, default_value = "5s")]
+    pub node_monitor_period: Duration,
+    /// How long a node may be silent before it counts as not ready.
+    #[arg(long, value_parser = duration, default_value = "40s")]
+    pub node_monitor_grace_period: Duration,
+    /// How long pods stay on a node that is not ready, unless they say otherwise.
+    #[arg(long, value_parser = duration, default_value = "5m")]
+    pub pod_eviction_timeout: Duration,
+    /// After how long pods evicted from a silent node are deleted without its word; default: never.
+    #[arg(long, value_parser = duration)]
+    pub unreachable_force_delete_after: Option<Duration>,
+    /// Serve the API alone, without controllers and scheduler.
+    #[arg(long)]
+    pub api_only: bool,
+    /// Write the address served on into this file once the API is ready.
+    #[arg(long)]
+    pub ready_file: Option<PathBuf>,
+}
+
+/// Why a configuration cannot work.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Two ranges overlap.
+    #[error("--{first_flag} {first} overlaps --{second_flag} {second}: choose ranges apart")]
+    Overlap {
+        /// The first range's flag.
+        first_flag: &'static str,
+        /// The first range.
+        first: IpNetwork,
+        /// The second range's flag.
+        second_flag: &'static str,
+        /// The second range.
+        second: IpNetwork,
+    },
+    /// The controllers refuse their settings.
+    #[error(transparent)]
+    Controllers(#[from] crate::controllers::ControllerError),
+}
+
+/// A configuration that was checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Directory of the store, the certificates and admin.kubeconfig.
+    pub data_dir: PathBuf,
+    /// Address to serve the API on.
+    pub listen: SocketAddr,
+    /// Address that nodes reach this machine by.
+    pub advertise_address: IpAddr,
+    /// Further names for the server's certificate.
+    pub names: Vec<String>,
+    /// Further addresses for the server's certificate.
+    pub addresses: Vec<IpAddr>,
+    /// Settings of the controllers.
+    pub controllers: ControllersConfig,
+    /// Whether controllers and scheduler stay off.
+    pub api_only: bool,
+    /// File that gets the address served on.
+    pub ready_file: Option<PathBuf>,
+}
+
+impl Args {
+    /// Checks the command line.
+    ///
+    /// # Errors
+    /// If ranges overlap or the controllers refuse their settings.
+    pub fn validate(self) -> Result<Config, ConfigError> {
+        let Self {
+            data_dir,
+            listen,
+            advertise_address,
+            tls_san,
+            cluster_cidr,
+            node_cidr_mask_size,
+            node_cidr_mask_size_v6,
+            service_cidr,
+            node_monitor_period,
+            node_monitor_grace_period,
+            pod_eviction_timeout,
+            unreachable_force_delete_after,
+            api_only,
+            ready_file,
+        } = self;
+        for first in &cluster_cidr {
+            if let Some(second) = service_cidr.iter().find(|second| overlap(*first, **second)) {
+                return Err(ConfigError::Overlap {
+                    first_flag: "cluster-cidr",
+                    first: *first,
+                    second_flag: "service-cidr",
+                    second: *second,
+                });
+            }
+        }
+        let controllers = ControllersConfig {
+            cluster_cidrs: cluster_cidr,
+            node_cidr_mask_v4: node_cidr_mask_size,
+            node_cidr_mask_v6: node_cidr_mask_size_v6,
+            node_monitor_period,
+            node_monitor_grace_period,
+            pod_eviction_timeout,
+            unreachable_force_delete_after,
+            ..ControllersConfig::default()
+        };
+        controllers.validate()?;
+        let (addresses, names): (Vec<_>, Vec<_>) =
+            tls_san.into_iter().partition(|san| san.parse::<IpAddr>().is_ok());
+        Ok(Config {
+            data_dir,
+            listen,
+            advertise_address: advertise_address.unwrap_or_else(|| reachable_address(listen.ip())),
+            names,
+            addresses: addresses.iter().filter_map(|san| san.parse().ok()).collect(),
+            controllers,
+            api_only,
+            ready_file,
+        })
+    }
+}
+
+/// The address others reach us by: what we listen on, or else the source address of the default route.
+fn reachable_address(listen: IpAddr) -> IpAddr {
+    if !listen.is_unspecified() {
+        return listen;
+    }
+    let probe = || {
+        let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+        // Connecting a datagram socket sends nothing; it only asks the routing table. The address is of TEST-NET-1.
+        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+        socket.local_addr().ok().map(|address| address.ip())
+    };
+    probe().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
+    a.contains(b.network()) || b.contains(a.network())
+}
+
+/// A duration as `500ms`, `40s`, `5m` or `1h`; a plain number counts seconds.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("{text:?} is no duration such as 40s"))?;
+    match unit {
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" | "" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(number * 60)),
+        "h" => Ok(Duration::from_secs(number * 3600)),
+        _ => Err(format!("{unit:?} is none of ms, s, m, h")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("7"), Ok(Duration::from_secs(7)));
+        assert!(duration("x").is_err());
+        assert!(duration("5d").is_err());
+    }
+
+    #[test]
+    fn families_do_not_overlap_each_other() {
+        let net = |text: &str| text.parse::<IpNetwork>().unwrap();
+        assert!(overlap(net("10.0.0.0/8"), net("10.96.0.0/16")));
+        assert!(!overlap(net("10.244.0.0/16"), net("10.96.0.0/16")));
+        assert!(!overlap(net("fd00::/56"), net("10.96.0.0/16")));
+    }
+}

@@ -1,0 +1,447 @@
+//! The table of resources: what the API server serves. A kind is a row here, with functions for what is its own;
+//! nothing else in the server knows a kind by name unless its meaning is special (Namespaces, Pods that end gracefully).
+
+mod apps;
+mod authentication;
+mod certificates;
+mod coordination;
+mod core;
+mod events;
+mod printing;
+mod validation;
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use serde_json::Value;
+
+use crate::schema::{self, KindSchema};
+use crate::store::Meta;
+
+pub use validation::{Problem, Problems, Reason};
+
+/// A printed column of a resource's table.
+#[derive(Clone, Copy, Debug)]
+pub struct Column {
+    /// The heading.
+    pub name: &'static str,
+    /// `string`, `integer` or `date`.
+    pub kind: &'static str,
+    /// `name` for the column that names the object.
+    pub format: &'static str,
+    /// 0: always shown. 1: shown by wide output.
+    pub priority: u8,
+}
+
+/// A column of text that is always shown.
+pub(crate) const fn text(name: &'static str) -> Column {
+    Column {
+        name,
+        kind: "string",
+        format: "",
+        priority: 0,
+    }
+}
+
+/// A column of text for wide output.
+pub(crate) const fn wide(name: &'static str) -> Column {
+    Column {
+        priority: 1,
+        ..text(name)
+    }
+}
+
+/// A column of numbers that is always shown.
+pub(crate) const fn number(name: &'static str) -> Column {
+    Column {
+        kind: "integer",
+        ..text(name)
+    }
+}
+
+/// The column that names the object.
+pub(crate) const NAME: Column = Column {
+    format: "name",
+    ..text("Name")
+};
+
+/// A field that selectors may ask about.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// Its name in selectors.
+    pub name: &'static str,
+    /// Where it is in the object.
+    pub path: &'static str,
+    /// Its value where the object has none.
+    pub default: &'static str,
+}
+
+/// A field whose name is its path.
+pub(crate) const fn field(name: &'static str) -> Field {
+    Field {
+        name,
+        path: name,
+        default: "",
+    }
+}
+
+/// A flag whose name is its path.
+pub(crate) const fn flag(name: &'static str) -> Field {
+    Field {
+        default: "false",
+        ..field(name)
+    }
+}
+
+/// What can be reached below an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subresource {
+    /// The status, written apart from the rest.
+    Status,
+    /// The number of replicas, as `autoscaling/v1` Scale.
+    Scale,
+    /// Puts a pod on a node.
+    Binding,
+    /// Deletes a pod unless a disruption budget forbids it.
+    Eviction,
+    /// Ends the deletion of a namespace.
+    Finalize,
+    /// Approves or denies a certificate signing request.
+    Approval,
+    /// A container's output; needs the node's agent.
+    Log,
+    /// Runs a command in a container; needs the node's agent.
+    Exec,
+    /// Joins a container's streams; needs the node's agent.
+    Attach,
+    /// Carries connections to a pod; needs the node's agent.
+    PortForward,
+    /// A token for a service account.
+    Token,
+}
+
+impl Subresource {
+    /// The last part of its path.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Scale => "scale",
+            Self::Binding => "binding",
+            Self::Eviction => "eviction",
+            Self::Finalize => "finalize",
+            Self::Approval => "approval",
+            Self::Log => "log",
+            Self::Exec => "exec",
+            Self::Attach => "attach",
+            Self::PortForward => "portforward",
+            Self::Token => "token",
+        }
+    }
+
+    /// The verbs it serves.
+    pub fn verbs(self) -> &'static [&'static str] {
+        match self {
+            Self::Status | Self::Scale | Self::Approval => &["get", "patch", "update"],
+            Self::Binding | Self::Eviction | Self::Token => &["create"],
+            Self::Finalize => &["update"],
+            Self::Log => &["get"],
+            Self::Exec | Self::Attach | Self::PortForward => &["create", "get"],
+        }
+    }
+
+    /// Group, version and kind of its body where they are not the parent's.
+    pub fn foreign_kind(self) -> Option<(&'static str, &'static str, &'static str)> {
+        match self {
+            Self::Scale => Some(("autoscaling", "v1", "Scale")),
+            Self::Eviction => Some(("policy", "v1", "Eviction")),
+            Self::Token => Some(("authentication.k8s.io", "v1", "TokenRequest")),
+            _ => None,
+        }
+    }
+
+    /// The kind of its body where it belongs to the parent's group.
+    pub fn own_kind(self) -> Option<&'static str> {
+        match self {
+            Self::Binding => Some("Binding"),
+            Self::Exec => Some("PodExecOptions"),
+            Self::Attach => Some("PodAttachOptions"),
+            Self::PortForward => Some("PodPortForwardOptions"),
+            _ => None,
+        }
+    }
+}
+
+/// How a version of a kind differs from the form in which the store keeps it.
+#[derive(Clone, Copy, Debug)]
+pub struct Conversion {
+    /// From the store's form to this version.
+    pub served: fn(&mut Value),
+    /// From this version to the store's form.
+    pub stored: fn(&mut Value),
+}
+
+/// One row: a resource in one version.
+#[derive(Debug)]
+pub struct Resource {
+    /// The API group; empty for the core.
+    pub group: &'static str,
+    /// The version.
+    pub version: &'static str,
+    /// The kind.
+    pub kind: &'static str,
+    /// The resource's name in paths.
+    pub plural: &'static str,
+    /// The name of one object of it.
+    pub singular: &'static str,
+    /// Abbreviations.
+    pub short_names: &'static [&'static str],
+    /// Groups of resources it belongs to, such as `all`.
+    pub categories: &'static [&'static str],
+    /// Whether objects belong to a namespace.
+    pub namespaced: bool,
+    /// Where the store keeps it; versions of one kind share it.
+    pub storage: &'static str,
+    /// What can be done with it; only `create` for a question that is answered and not kept.
+    pub verbs: &'static [&'static str],
+    /// What is below an object.
+    pub subresources: &'static [Subresource],
+    /// The table's columns.
+    pub columns: &'static [Column],
+    /// The cells of an object's row; takes the object and the time.
+    pub cells: fn(&Value, jiff::Timestamp) -> Vec<Value>,
+    /// Fields that selectors may ask about besides name and namespace.
+    pub fields: &'static [Field],
+    /// What the server fills in on creation beyond the schema's defaults.
+    pub prepare: fn(&mut Value),
+    /// Checks an object; on an update the state before is given.
+    pub validate: fn(&Value, Option<&Value>, &mut Problems),
+    /// Whether the spec's changes are counted in `metadata.generation`.
+    pub generation: bool,
+    /// Set where the store keeps another version.
+    pub conversion: Option<Conversion>,
+}
+
+/// Verbs of a resource that is stored.
+const STORED: &[&str] = &[
+    "create",
+    "delete",
+    "deletecollection",
+    "get",
+    "list",
+    "patch",
+    "update",
+    "watch",
+];
+/// Verbs of a question.
+const ASKED: &[&str] = &["create"];
+
+/// The columns of a kind without a printer.
+const PLAIN_COLUMNS: &[Column] = &[
+    NAME,
+    Column {
+        kind: "date",
+        ..text("Created At")
+    },
+];
+
+/// A row to build upon: namespaced, stored, printed by name and creation time.
+pub(crate) const fn row(
+    group: &'static str,
+    version: &'static str,
+    kind: &'static str,
+    names: (&'static str, &'static str),
+    storage: &'static str,
+) -> Resource {
+    Resource {
+        group,
+        version,
+        kind,
+        plural: names.0,
+        singular: names.1,
+        short_names: &[],
+        categories: &[],
+        namespaced: true,
+        storage,
+        verbs: STORED,
+        subresources: &[],
+        columns: PLAIN_COLUMNS,
+        cells: printing::name_and_creation,
+        fields: &[],
+        prepare: |_| {},
+        validate: |_, _, _| {},
+        generation: false,
+        conversion: None,
+    }
+}
+
+/// A row for a question that is answered at once.
+pub(crate) const fn question(
+    group: &'static str,
+    kind: &'static str,
+    names: (&'static str, &'static str),
+    namespaced: bool,
+) -> Resource {
+    Resource {
+        namespaced,
+        verbs: ASKED,
+        ..row(group, "v1", kind, names, "")
+    }
+}
+
+/// The groups in the order in which discovery names them, which is the order in which clients print them.
+static GROUPS: &[&[Resource]] = &[
+    core::RESOURCES,
+    apps::RESOURCES,
+    events::RESOURCES,
+    authentication::RESOURCES,
+    certificates::RESOURCES,
+    coordination::RESOURCES,
+];
+
+static BY_PATH: LazyLock<HashMap<(&str, &str, &str), &'static Resource>> = LazyLock::new(|| {
+    all()
+        .map(|resource| ((resource.group, resource.version, resource.plural), resource))
+        .collect()
+});
+
+/// All rows in discovery's order.
+pub fn all() -> impl Iterator<Item = &'static Resource> {
+    GROUPS.iter().copied().flatten()
+}
+
+/// The row of a path's group, version and plural.
+pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
+    BY_PATH.get(&(group, version, plural)).copied()
+}
+
+/// Whether anything is served in the group version.
+pub fn serves(group: &str, version: &str) -> bool {
+    all().any(|resource| resource.group == group && resource.version == version)
+}
+
+/// The row in whose form the store keeps objects of `storage`.
+pub fn stored_as(storage: &str) -> Option<&'static Resource> {
+    all().find(|resource| resource.storage == storage && resource.conversion.is_none())
+}
+
+/// What the store is to know of an object of `storage`.
+pub fn index(storage: &str, object: &Value) -> Meta {
+    stored_as(storage).map_or_else(Meta::default, |resource| resource.index(object))
+}
+
+impl Resource {
+    /// `group/version`, or the version alone in the core group.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() {
+            self.version.to_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
+    }
+
+    /// `deployments.apps`; the plural alone in the core group.
+    pub fn qualified(&self) -> String {
+        if self.group.is_empty() {
+            self.plural.to_owned()
+        } else {
+            format!("{}.{}", self.plural, self.group)
+        }
+    }
+
+    /// The schema of the kind.
+    pub fn schema(&self) -> Option<KindSchema> {
+        schema::kind(self.group, self.version, self.kind)
+    }
+
+    /// Whether the status is written apart.
+    pub fn has_status(&self) -> bool {
+        self.subresources.contains(&Subresource::Status)
+    }
+
+    /// The subresource of that name.
+    pub fn subresource(&self, name: &str) -> Option<Subresource> {
+        self.subresources.iter().copied().find(|s| s.name() == name)
+    }
+
+    /// The store's key of an object.
+    pub fn key(&self, namespace: &str, name: &str) -> String {
+        if self.namespaced {
+            format!("{namespace}/{name}")
+        } else {
+            name.to_owned()
+        }
+    }
+
+    /// What selectors ask about in an object in the store's form.
+    pub fn index(&self, object: &Value) -> Meta {
+        let metadata = &object["metadata"];
+        let text = |value: &Value| Box::<str>::from(value.as_str().unwrap_or_default());
+        Meta {
+            namespace: text(&metadata["namespace"]),
+            name: text(&metadata["name"]),
+            labels: metadata["labels"]
+                .as_object()
+                .map(|labels| {
+                    labels
+                        .iter()
+                        .map(|(k, v)| (Box::from(k.as_str()), text(v)))
+                        .collect()
+                })
+                .unwrap_or_default(),
+            fields: self.fields.iter().map(|field| field.value(object)).collect(),
+        }
+    }
+
+    /// The value of a selectable field; `None` if selectors may not ask about it.
+    pub fn field_value<'a>(&self, meta: &'a Meta, name: &str) -> Option<&'a str> {
+        match name {
+            "metadata.name" => Some(&meta.name),
+            "metadata.namespace" => Some(&meta.namespace),
+            _ => {
+                let index = self.fields.iter().position(|field| field.name == name)?;
+                meta.fields.get(index).map(|value| &**value)
+            }
+        }
+    }
+
+    /// Whether selectors may ask about a field.
+    pub fn has_field(&self, name: &str) -> bool {
+        matches!(name, "metadata.name" | "metadata.namespace")
+            || self.fields.iter().any(|field| field.name == name)
+    }
+}
+
+impl Field {
+    fn value(&self, object: &Value) -> Box<str> {
+        let mut value = object;
+        for part in self.path.split('.') {
+            value = match part.parse::<usize>() {
+                Ok(index) => &value[index],
+                Err(_) => &value[part],
+            };
+        }
+        match value {
+            Value::String(text) => text.as_str().into(),
+            Value::Bool(flag) => flag.to_string().into(),
+            Value::Number(number) => number.to_string().into(),
+            _ => self.default.into(),
+        }
+    }
+}
+
+/// Checks what all kinds have in common.
+pub fn validate_metadata(resource: &Resource, object: &Value, old: Option<&Value>, problems: &mut Problems) {
+    let name = &object["metadata"]["name"];
+    let text = name.as_str().unwrap_or_default();
+    if old.is_none() {
+        let problem = if resource.group == "rbac.authorization.k8s.io" {
+            validation::path_segment_problem(text)
+        } else {
+            validation::subdomain_problem(text)
+        };
+        if let Some(problem) = problem {
+            problems.invalid("metadata.name", name, &problem);
+        }
+    }
+    validation::metadata(&object["metadata"], problems);
+}

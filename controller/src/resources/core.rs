@@ -1,0 +1,270 @@
+//! The core group.
+
+mod node;
+mod pod;
+
+use serde_json::{Value, json};
+
+use super::Subresource::{Attach, Binding, Eviction, Exec, Finalize, Log, PortForward, Scale, Status, Token};
+use super::{
+    Field, NAME, Problems, Resource, apps, events, field, flag, number, printing, question, row, text,
+    validation, wide,
+};
+
+pub(super) static RESOURCES: &[Resource] = &[
+    Resource {
+        ..question("", "Binding", ("bindings", "binding"), true)
+    },
+    Resource {
+        short_names: &["cm"],
+        columns: &[NAME, number("Data"), text("Age")],
+        cells: |map, now| {
+            let count = size(&map["data"]) + size(&map["binaryData"]);
+            vec![
+                map["metadata"]["name"].clone(),
+                json!(count),
+                printing::age(map, now),
+            ]
+        },
+        validate: |map, old, problems| {
+            data_keys(map, &["data", "binaryData"], problems);
+            if old.is_some_and(|old| old["immutable"] == true) {
+                for part in ["data", "binaryData"] {
+                    if old.map(|old| &old[part]) != Some(&map[part]) {
+                        problems.forbidden(part, "field is immutable when `immutable` is set");
+                    }
+                }
+            }
+        },
+        ..row("", "v1", "ConfigMap", ("configmaps", "configmap"), "configmaps")
+    },
+    events::CORE,
+    Resource {
+        short_names: &["ns"],
+        namespaced: false,
+        subresources: &[Finalize, Status],
+        fields: &[field("status.phase")],
+        columns: &[NAME, text("Status"), text("Age")],
+        cells: |namespace, now| {
+            let phase = namespace["status"]["phase"].clone();
+            vec![
+                namespace["metadata"]["name"].clone(),
+                phase,
+                printing::age(namespace, now),
+            ]
+        },
+        prepare: |namespace| {
+            let name = namespace["metadata"]["name"].clone();
+            namespace["metadata"]["labels"]["kubernetes.io/metadata.name"] = name;
+            let finalizers = namespace["spec"]["finalizers"].as_array_mut();
+            match finalizers {
+                Some(list) if list.iter().any(|finalizer| finalizer == "kubernetes") => {}
+                Some(list) => list.push(json!("kubernetes")),
+                None => namespace["spec"] = json!({"finalizers": ["kubernetes"]}),
+            }
+            namespace["status"] = json!({"phase": "Active"});
+        },
+        validate: |namespace, _, problems| {
+            let name = &namespace["metadata"]["name"];
+            if let Some(problem) = validation::label_problem(name.as_str().unwrap_or_default()) {
+                problems.invalid("metadata.name", name, &problem);
+            }
+        },
+        ..row("", "v1", "Namespace", ("namespaces", "namespace"), "namespaces")
+    },
+    Resource {
+        short_names: &["no"],
+        namespaced: false,
+        subresources: &[Status],
+        fields: &[flag("spec.unschedulable")],
+        columns: &[
+            NAME,
+            text("Status"),
+            text("Roles"),
+            text("Age"),
+            text("Version"),
+            wide("Internal-IP"),
+            wide("External-IP"),
+            wide("OS-Image"),
+            wide("Kernel-Version"),
+            wide("Container-Runtime"),
+        ],
+        cells: node::cells,
+        validate: node::validate,
+        ..row("", "v1", "Node", ("nodes", "node"), "nodes")
+    },
+    Resource {
+        short_names: &["po"],
+        categories: &["all"],
+        generation: true,
+        subresources: &[Attach, Binding, Eviction, Exec, Log, PortForward, Status],
+        fields: &[
+            field("spec.nodeName"),
+            field("spec.restartPolicy"),
+            field("spec.schedulerName"),
+            field("spec.serviceAccountName"),
+            flag("spec.hostNetwork"),
+            field("status.phase"),
+            field("status.podIP"),
+            Field {
+                path: "status.podIPs.0.ip",
+                ..field("status.podIPs")
+            },
+            field("status.nominatedNodeName"),
+        ],
+        columns: &[
+            NAME,
+            text("Ready"),
+            text("Status"),
+            text("Restarts"),
+            text("Age"),
+            wide("IP"),
+            wide("Node"),
+            wide("Nominated Node"),
+            wide("Readiness Gates"),
+        ],
+        cells: pod::cells,
+        prepare: pod::prepare,
+        validate: pod::validate,
+        ..row("", "v1", "Pod", ("pods", "pod"), "pods")
+    },
+    Resource {
+        columns: &[NAME, text("Containers"), text("Images"), text("Pod Labels")],
+        cells: |template, _| {
+            let [names, images] = printing::containers(&template["template"]["spec"]);
+            let labels = printing::labels(&template["template"]["metadata"]["labels"]);
+            let labels = printing::none_if_empty(labels.join(","));
+            vec![template["metadata"]["name"].clone(), names, images, labels]
+        },
+        validate: |template, _, problems| {
+            validation::pod_spec(&template["template"]["spec"], "template.spec", problems);
+        },
+        ..row(
+            "",
+            "v1",
+            "PodTemplate",
+            ("podtemplates", "podtemplate"),
+            "podtemplates",
+        )
+    },
+    Resource {
+        short_names: &["rc"],
+        categories: &["all"],
+        subresources: &[Scale, Status],
+        generation: true,
+        fields: &[field("status.replicas")],
+        columns: apps::REPLICA_COLUMNS,
+        cells: |controller, now| {
+            let selector = printing::labels(&controller["spec"]["selector"]).join(",");
+            apps::replica_cells(controller, now, printing::none_if_empty(selector))
+        },
+        prepare: |controller| {
+            let labels = controller["spec"]["template"]["metadata"]["labels"].clone();
+            if size(&controller["spec"]["selector"]) == 0 && labels.is_object() {
+                controller["spec"]["selector"] = labels.clone();
+            }
+            if size(&controller["metadata"]["labels"]) == 0 && labels.is_object() {
+                controller["metadata"]["labels"] = labels;
+            }
+        },
+        validate: |controller, _, problems| {
+            let spec = &controller["spec"];
+            validation::non_negative(controller, "spec.replicas", problems);
+            let labels = &spec["template"]["metadata"]["labels"];
+            match spec["selector"]
+                .as_object()
+                .filter(|selector| !selector.is_empty())
+            {
+                None => problems.required("spec.selector", ""),
+                Some(selector) if !selector.iter().all(|(key, value)| labels[key] == *value) => {
+                    let detail = "`selector` does not match template `labels`";
+                    problems.invalid("spec.template.metadata.labels", labels, detail);
+                }
+                Some(_) => {}
+            }
+            validation::pod_spec(&spec["template"]["spec"], "spec.template.spec", problems);
+            apps::always(&spec["template"]["spec"], problems);
+        },
+        ..row(
+            "",
+            "v1",
+            "ReplicationController",
+            ("replicationcontrollers", "replicationcontroller"),
+            "replicationcontrollers",
+        )
+    },
+    Resource {
+        fields: &[field("type")],
+        columns: &[NAME, text("Type"), number("Data"), text("Age")],
+        cells: |secret, now| {
+            vec![
+                secret["metadata"]["name"].clone(),
+                secret["type"].clone(),
+                json!(size(&secret["data"])),
+                printing::age(secret, now),
+            ]
+        },
+        validate: |secret, old, problems| {
+            data_keys(secret, &["data"], problems);
+            validation::immutable(secret, old, "type", problems);
+            if let Some(old) = old.filter(|old| old["immutable"] == true)
+                && old["data"] != secret["data"]
+            {
+                problems.forbidden("data", "field is immutable when `immutable` is set");
+            }
+        },
+        ..row("", "v1", "Secret", ("secrets", "secret"), "secrets")
+    },
+    Resource {
+        short_names: &["sa"],
+        subresources: &[Token],
+        columns: &[NAME, number("Secrets"), text("Age")],
+        cells: |account, now| {
+            let secrets = account["secrets"].as_array().map_or(0, Vec::len);
+            vec![
+                account["metadata"]["name"].clone(),
+                json!(secrets),
+                printing::age(account, now),
+            ]
+        },
+        ..row(
+            "",
+            "v1",
+            "ServiceAccount",
+            ("serviceaccounts", "serviceaccount"),
+            "serviceaccounts",
+        )
+    },
+];
+
+fn size(map: &Value) -> usize {
+    map.as_object().map_or(0, serde_json::Map::len)
+}
+
+/// Largest sum of the values of a ConfigMap or Secret, as in Kubernetes.
+const MAX_DATA: usize = 1 << 20;
+
+fn data_keys(object: &Value, parts: &[&str], problems: &mut Problems) {
+    let mut total = 0;
+    for part in parts {
+        for (key, value) in object[part].as_object().into_iter().flatten() {
+            total += value.as_str().map_or(0, str::len);
+            let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+            if key.is_empty() || key.len() > 253 || !key.chars().all(safe) || key == "." || key == ".." {
+                problems.invalid(
+                    &format!("{part}[{key}]"),
+                    &json!(key),
+                    "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or \
+                     'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')",
+                );
+            }
+        }
+    }
+    if total > MAX_DATA {
+        problems.invalid(
+            "",
+            &json!(""),
+            &format!("Too long: may not be more than {MAX_DATA} bytes"),
+        );
+    }
+}

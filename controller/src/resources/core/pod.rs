@@ -1,0 +1,277 @@
+//! Pods: the status column, what is filled in at creation, what may change later.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::resources::{Problems, printing, validation};
+
+pub(super) fn prepare(pod: &mut Value) {
+    pod["status"] = json!({"phase": "Pending", "qosClass": qos_class(&pod["spec"])});
+    let spec = &mut pod["spec"];
+    if spec["serviceAccountName"].as_str().unwrap_or_default().is_empty() {
+        spec["serviceAccountName"] = json!("default");
+    }
+    spec["serviceAccount"] = spec["serviceAccountName"].clone();
+    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+        tolerate(spec, key);
+    }
+}
+
+/// A pod outlives the loss of its node by five minutes unless it says otherwise.
+fn tolerate(spec: &mut Value, key: &str) {
+    let tolerated = |toleration: &Value| {
+        let about = toleration["key"].as_str().unwrap_or_default();
+        let effect = toleration["effect"].as_str().unwrap_or_default();
+        (about == key || about.is_empty()) && (effect == "NoExecute" || effect.is_empty())
+    };
+    let wanted = json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300});
+    match spec["tolerations"].as_array_mut() {
+        Some(list) if list.iter().any(tolerated) => {}
+        Some(list) => list.push(wanted),
+        None => spec["tolerations"] = json!([wanted]),
+    }
+}
+
+fn qos_class(spec: &Value) -> &'static str {
+    let (mut any, mut guaranteed) = (false, true);
+    for list in ["initContainers", "containers"] {
+        for container in spec[list].as_array().into_iter().flatten() {
+            let resources = &container["resources"];
+            for name in ["cpu", "memory"] {
+                let (request, limit) = (&resources["requests"][name], &resources["limits"][name]);
+                any |= !request.is_null() || !limit.is_null();
+                guaranteed &= !limit.is_null() && (request.is_null() || request == limit);
+            }
+        }
+    }
+    match (any, guaranteed) {
+        (false, _) => "BestEffort",
+        (true, true) => "Guaranteed",
+        (true, false) => "Burstable",
+    }
+}
+
+/// What of a pod's spec may change after its creation.
+const MUTABLE: &[&str] = &[
+    "activeDeadlineSeconds",
+    "terminationGracePeriodSeconds",
+    "tolerations",
+    "nodeName",
+    "schedulingGates",
+];
+
+pub(super) fn validate(pod: &Value, old: Option<&Value>, problems: &mut Problems) {
+    validation::pod_spec(&pod["spec"], "spec", problems);
+    validation::non_negative(pod, "spec.terminationGracePeriodSeconds", problems);
+    let Some(old) = old else { return };
+    let fixed = |pod: &Value| {
+        let mut spec = pod["spec"].as_object().cloned().unwrap_or_default();
+        spec.retain(|key, _| !MUTABLE.contains(&key.as_str()));
+        for list in ["containers", "initContainers"] {
+            for container in spec
+                .get_mut(list)
+                .and_then(Value::as_array_mut)
+                .into_iter()
+                .flatten()
+            {
+                if let Some(container) = container.as_object_mut() {
+                    container.remove("image");
+                }
+            }
+        }
+        spec
+    };
+    let (node, node_before) = (&pod["spec"]["nodeName"], &old["spec"]["nodeName"]);
+    let moved = node_before.as_str().is_some_and(|name| !name.is_empty()) && node != node_before;
+    if moved || fixed(pod) != fixed(old) {
+        problems.forbidden(
+            "spec",
+            "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,\
+             `spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),\
+             `spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)",
+        );
+    }
+}
+
+pub(super) fn cells(pod: &Value, now: Timestamp) -> Vec<Value> {
+    let (spec, status) = (&pod["spec"], &pod["status"]);
+    let summary = Summary::of(pod);
+    let restarts = match summary.last_restart {
+        Some(time) if summary.restarts > 0 => {
+            let ago = printing::duration(now.as_second() - time.as_second());
+            format!("{} ({ago} ago)", summary.restarts)
+        }
+        _ => summary.restarts.to_string(),
+    };
+    let ip = status["podIPs"][0]["ip"]
+        .as_str()
+        .or_else(|| status["podIP"].as_str());
+    let gates = spec["readinessGates"]
+        .as_array()
+        .filter(|gates| !gates.is_empty());
+    let gates = gates.map_or_else(
+        || "<none>".to_owned(),
+        |gates| {
+            let conditions = status["conditions"].as_array().map_or(&[][..], Vec::as_slice);
+            let met = |gate: &Value| {
+                let met = |c: &Value| c["type"] == gate["conditionType"] && c["status"] == "True";
+                conditions.iter().any(met)
+            };
+            format!(
+                "{}/{}",
+                gates.iter().filter(|gate| met(gate)).count(),
+                gates.len()
+            )
+        },
+    );
+    vec![
+        pod["metadata"]["name"].clone(),
+        format!("{}/{}", summary.ready, summary.total).into(),
+        summary.reason.into(),
+        restarts.into(),
+        printing::age(pod, now),
+        printing::none_if_empty(ip.unwrap_or_default()),
+        printing::or_none(&spec["nodeName"]),
+        printing::or_none(&status["nominatedNodeName"]),
+        gates.into(),
+    ]
+}
+
+/// What a pod's row says about its containers.
+struct Summary {
+    ready: usize,
+    total: usize,
+    restarts: i64,
+    last_restart: Option<Timestamp>,
+    reason: String,
+}
+
+impl Summary {
+    fn of(pod: &Value) -> Self {
+        let (spec, status) = (&pod["spec"], &pod["status"]);
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let mut summary = Self {
+            ready: 0,
+            total: spec["containers"].as_array().map_or(0, Vec::len),
+            restarts: 0,
+            last_restart: None,
+            reason: text(&status["phase"]),
+        };
+        if let Some(reason) = status["reason"].as_str().filter(|reason| !reason.is_empty()) {
+            reason.clone_into(&mut summary.reason);
+        }
+        let gated = |c: &Value| c["type"] == "PodScheduled" && c["reason"] == "SchedulingGated";
+        if status["conditions"]
+            .as_array()
+            .is_some_and(|list| list.iter().any(gated))
+        {
+            "SchedulingGated".clone_into(&mut summary.reason);
+        }
+        if !summary.read_init(spec, status) {
+            summary.read_containers(status);
+        }
+        if pod["metadata"]["deletionTimestamp"].is_string() {
+            let lost = status["reason"] == "NodeLost";
+            if lost {
+                "Unknown".clone_into(&mut summary.reason);
+            } else if !matches!(text(&status["phase"]).as_str(), "Succeeded" | "Failed") {
+                "Terminating".clone_into(&mut summary.reason);
+            }
+        }
+        summary
+    }
+
+    /// Init containers: whether the pod is still at them.
+    fn read_init(&mut self, spec: &Value, status: &Value) -> bool {
+        let empty = Vec::new();
+        let specs = spec["initContainers"].as_array().unwrap_or(&empty);
+        let sidecar = |name: &Value| {
+            specs
+                .iter()
+                .any(|container| container["name"] == *name && container["restartPolicy"] == "Always")
+        };
+        self.total += specs
+            .iter()
+            .filter(|container| container["restartPolicy"] == "Always")
+            .count();
+        let mut initializing = false;
+        for (index, container) in status["initContainerStatuses"]
+            .as_array()
+            .unwrap_or(&empty)
+            .iter()
+            .enumerate()
+        {
+            self.count_restarts(container);
+            let state = &container["state"];
+            let is_sidecar = sidecar(&container["name"]);
+            if is_sidecar && container["ready"] == true {
+                self.ready += 1;
+            }
+            if initializing {
+                continue;
+            }
+            if state["terminated"]["exitCode"] == 0 || (is_sidecar && container["started"] == true) {
+                continue;
+            }
+            initializing = true;
+            self.reason = if state["terminated"].is_object() {
+                format!("Init:{}", terminated(&state["terminated"]))
+            } else {
+                match state["waiting"]["reason"].as_str() {
+                    Some(reason) if !reason.is_empty() && reason != "PodInitializing" => {
+                        format!("Init:{reason}")
+                    }
+                    _ => format!("Init:{index}/{}", specs.len()),
+                }
+            };
+        }
+        initializing
+    }
+
+    fn read_containers(&mut self, status: &Value) {
+        let empty = Vec::new();
+        let mut running = false;
+        for container in status["containerStatuses"]
+            .as_array()
+            .unwrap_or(&empty)
+            .iter()
+            .rev()
+        {
+            self.count_restarts(container);
+            let state = &container["state"];
+            if let Some(reason) = state["waiting"]["reason"]
+                .as_str()
+                .filter(|reason| !reason.is_empty())
+            {
+                reason.clone_into(&mut self.reason);
+            } else if state["terminated"].is_object() {
+                self.reason = terminated(&state["terminated"]);
+            } else if container["ready"] == true && state["running"].is_object() {
+                running = true;
+                self.ready += 1;
+            }
+        }
+        if self.reason == "Completed" && running {
+            let ready = |c: &Value| c["type"] == "Ready" && c["status"] == "True";
+            let ready = status["conditions"]
+                .as_array()
+                .is_some_and(|list| list.iter().any(ready));
+            self.reason = if ready { "Running" } else { "NotReady" }.to_owned();
+        }
+    }
+
+    fn count_restarts(&mut self, container: &Value) {
+        self.restarts += container["restartCount"].as_i64().unwrap_or_default();
+        let finished = container["lastState"]["terminated"]["finishedAt"].as_str();
+        let finished = finished.and_then(|time| time.parse::<Timestamp>().ok());
+        self.last_restart = self.last_restart.max(finished);
+    }
+}
+
+fn terminated(state: &Value) -> String {
+    match (state["reason"].as_str(), state["signal"].as_i64()) {
+        (Some(reason), _) if !reason.is_empty() => reason.to_owned(),
+        (_, Some(signal)) if signal != 0 => format!("Signal:{signal}"),
+        _ => format!("ExitCode:{}", state["exitCode"].as_i64().unwrap_or_default()),
+    }
+}

@@ -1,0 +1,350 @@
+//! The embedded engine: one file. A single thread takes all writes that wait, puts them into one transaction with one
+//! `fsync` (group commit), makes them visible, and only then answers.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread;
+
+use bytes::Bytes;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+use super::history::{Limits, Resource};
+use super::{
+    CommitFuture, Committed, Event, Expect, Listing, Meta, Object, Operation, Revision, Store, StoreError,
+    Watch, Write,
+};
+
+/// `resource NUL key` → record.
+const OBJECTS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("objects");
+/// Resource → revision of its last change, so that watches can resume over a restart.
+const CHANGES: TableDefinition<'_, &str, u64> = TableDefinition::new("changes");
+
+/// Transactions that may wait; more are refused, so that callers hear it and memory stays bounded.
+const QUEUE: usize = 8192;
+/// Transactions that share one `fsync` at most, so that the first of them does not wait for ever.
+const BATCH: usize = 1024;
+/// The engine's page cache. Reads come from our own map, so it only has to hold the inner pages.
+const CACHE_BYTES: usize = 16 << 20;
+/// The engine's records begin with the revision and the place of the resource version.
+const HEADER: usize = 12;
+
+/// Finds what selectors ask about in an object: called for every record at start.
+pub type Indexer = fn(resource: &str, object: &Value) -> Meta;
+
+/// The embedded store.
+#[derive(Debug)]
+pub struct Embedded {
+    shared: Arc<Shared>,
+    queue: SyncSender<Job>,
+}
+
+#[derive(Debug)]
+struct Job {
+    writes: Vec<Write>,
+    answer: oneshot::Sender<Committed>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    revision: AtomicU64,
+    resources: RwLock<HashMap<Box<str>, Arc<Resource>>>,
+}
+
+impl Shared {
+    fn resource(&self, name: &str) -> Arc<Resource> {
+        let resources = self.resources.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(resource) = resources.get(name) {
+            return Arc::clone(resource);
+        }
+        drop(resources);
+        let mut resources = self.resources.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(
+            resources
+                .entry(name.into())
+                .or_insert_with(|| Arc::new(Resource::new(Limits::of(name), BTreeMap::new(), 0))),
+        )
+    }
+}
+
+impl Embedded {
+    /// Opens or creates the store in `file` and reads it into memory.
+    ///
+    /// # Errors
+    /// If the file cannot be opened, is in use, or holds a damaged record.
+    pub fn open(file: &Path, index: Indexer) -> Result<Self, StoreError> {
+        let database = Database::builder()
+            .set_cache_size(CACHE_BYTES)
+            .create(file)
+            .map_err(engine)?;
+        let shared = Arc::new(load(&database, index)?);
+        let (queue, jobs) = sync_channel(QUEUE);
+        let writer = Writer {
+            database,
+            shared: Arc::clone(&shared),
+        };
+        thread::Builder::new()
+            .name("store-writer".to_owned())
+            .spawn(move || writer.run(&jobs))
+            .map_err(|error| engine(redb::StorageError::Io(error)))?;
+        Ok(Self { shared, queue })
+    }
+}
+
+impl Store for Embedded {
+    fn revision(&self) -> Revision {
+        self.shared.revision.load(Ordering::Acquire)
+    }
+
+    fn get(&self, resource: &'static str, key: &str) -> Option<Arc<Object>> {
+        self.shared.resource(resource).get(key)
+    }
+
+    fn list(&self, resource: &'static str, prefix: &str) -> Listing {
+        let before = self.revision();
+        let (last, items) = self.shared.resource(resource).list(prefix);
+        // All changes up to `before` were applied before it was published, so the list holds them.
+        Listing {
+            revision: before.max(last),
+            items,
+        }
+    }
+
+    fn count(&self, resource: &'static str) -> usize {
+        self.shared.resource(resource).len()
+    }
+
+    fn commit(&self, writes: Vec<Write>) -> CommitFuture {
+        let (answer, answered) = oneshot::channel();
+        let queued = self.queue.try_send(Job { writes, answer });
+        Box::pin(async move {
+            match queued {
+                Ok(()) => answered.await.unwrap_or(Err(StoreError::Closed)),
+                Err(TrySendError::Full(_)) => Err(StoreError::Busy),
+                Err(TrySendError::Disconnected(_)) => Err(StoreError::Closed),
+            }
+        })
+    }
+
+    fn watch(&self, resource: &'static str, after: Revision) -> Result<Watch, StoreError> {
+        Watch::new(&self.shared.resource(resource), after)
+    }
+}
+
+fn load(database: &Database, index: Indexer) -> Result<Shared, StoreError> {
+    let transaction = database.begin_write().map_err(engine)?;
+    transaction.open_table(OBJECTS).map_err(engine)?;
+    transaction.open_table(CHANGES).map_err(engine)?;
+    transaction.commit().map_err(engine)?;
+
+    let transaction = database.begin_read().map_err(engine)?;
+    let mut resources: HashMap<Box<str>, (BTreeMap<Box<str>, Arc<Object>>, Revision)> = HashMap::new();
+    let mut revision = 0;
+    for entry in transaction
+        .open_table(CHANGES)
+        .map_err(engine)?
+        .iter()
+        .map_err(engine)?
+    {
+        let (resource, last) = entry.map_err(engine)?;
+        revision = revision.max(last.value());
+        resources.insert(resource.value().into(), (BTreeMap::new(), last.value()));
+    }
+    for entry in transaction
+        .open_table(OBJECTS)
+        .map_err(engine)?
+        .iter()
+        .map_err(engine)?
+    {
+        let (key, record) = entry.map_err(engine)?;
+        let text = String::from_utf8_lossy(key.value()).into_owned();
+        let damaged = |why: &str| StoreError::Damaged {
+            key: text.clone(),
+            why: why.to_owned(),
+        };
+        let (resource, name) = text.split_once('\0').ok_or_else(|| damaged("no resource"))?;
+        let object = decode(record.value(), |object| index(resource, object)).map_err(|why| damaged(&why))?;
+        let (objects, last) = resources.entry(resource.into()).or_default();
+        *last = (*last).max(object.revision());
+        revision = revision.max(object.revision());
+        objects.insert(name.into(), Arc::new(object));
+    }
+    let resources = resources
+        .into_iter()
+        .map(|(name, (objects, last))| {
+            let resource = Resource::new(Limits::of(&name), objects, last);
+            (name, Arc::new(resource))
+        })
+        .collect();
+    Ok(Shared {
+        revision: AtomicU64::new(revision),
+        resources: RwLock::new(resources),
+    })
+}
+
+fn encode(object: &Object) -> Vec<u8> {
+    let mut record = Vec::with_capacity(HEADER + object.body().len());
+    record.extend_from_slice(&object.revision().to_be_bytes());
+    record.extend_from_slice(&u32::try_from(object.version_at()).unwrap_or(0).to_be_bytes());
+    record.extend_from_slice(object.body());
+    record
+}
+
+fn decode(record: &[u8], index: impl FnOnce(&Value) -> Meta) -> Result<Object, String> {
+    let (revision, rest) = record.split_first_chunk::<8>().ok_or("too short")?;
+    let (version_at, body) = rest.split_first_chunk::<4>().ok_or("too short")?;
+    let value: Value = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    Ok(Object::from_record(
+        u64::from_be_bytes(*revision),
+        u32::from_be_bytes(*version_at) as usize,
+        Bytes::copy_from_slice(body),
+        index(&value),
+    ))
+}
+
+/// The owner of the engine's write side.
+struct Writer {
+    database: Database,
+    shared: Arc<Shared>,
+}
+
+/// A transaction whose expectations hold, waiting for the commit that it is part of.
+struct Accepted {
+    objects: Vec<Arc<Object>>,
+    answer: oneshot::Sender<Committed>,
+}
+
+/// Changes of one resource in the order of their revisions.
+type Changes = Vec<(Box<str>, Arc<Event>)>;
+
+/// What the transactions of one batch have done so far.
+#[derive(Default)]
+struct Batch {
+    revision: Revision,
+    accepted: Vec<Accepted>,
+    changes: BTreeMap<&'static str, Changes>,
+    /// What later transactions of the batch find instead of what is visible.
+    overlay: HashMap<(&'static str, Box<str>), Option<Arc<Object>>>,
+}
+
+impl Writer {
+    fn run(self, jobs: &Receiver<Job>) {
+        while let Ok(first) = jobs.recv() {
+            let mut batch = Batch {
+                revision: self.shared.revision.load(Ordering::Acquire),
+                ..Batch::default()
+            };
+            self.take(&mut batch, first);
+            while batch.accepted.len() < BATCH {
+                let Ok(job) = jobs.try_recv() else { break };
+                self.take(&mut batch, job);
+            }
+            if !batch.accepted.is_empty() {
+                self.finish(batch);
+            }
+        }
+    }
+
+    /// Checks a transaction against what is there and gives its writes their revisions.
+    fn take(&self, batch: &mut Batch, job: Job) {
+        let mut before = Vec::with_capacity(job.writes.len());
+        for write in &job.writes {
+            let slot = (write.resource, Box::<str>::from(write.key.as_str()));
+            let found = match batch.overlay.get(&slot) {
+                Some(found) => found.clone(),
+                None => self.shared.resource(write.resource).get(&write.key),
+            };
+            let holds = match write.expect {
+                Expect::Absent => found.is_none(),
+                Expect::Revision(revision) => found.as_ref().is_some_and(|o| o.revision() == revision),
+            };
+            if !holds {
+                let _ = job.answer.send(Err(StoreError::Conflict {
+                    resource: write.resource,
+                    key: write.key.clone(),
+                    found,
+                }));
+                return;
+            }
+            before.push(found);
+        }
+        let mut objects = Vec::with_capacity(job.writes.len());
+        for (write, previous) in job.writes.into_iter().zip(before) {
+            let revision = batch.revision + 1;
+            let (object, deleted) = match (write.operation, &previous) {
+                (Operation::Put(encoded), _) => (Arc::new(encoded.seal(revision)), false),
+                (Operation::Delete, Some(last)) => (Arc::new(last.at_revision(revision)), true),
+                (Operation::Delete, None) => continue,
+            };
+            batch.revision = revision;
+            let key: Box<str> = write.key.into();
+            let visible = (!deleted).then(|| Arc::clone(&object));
+            batch.overlay.insert((write.resource, key.clone()), visible);
+            let event = Event {
+                object: Arc::clone(&object),
+                previous,
+                deleted,
+            };
+            batch
+                .changes
+                .entry(write.resource)
+                .or_default()
+                .push((key, Arc::new(event)));
+            objects.push(object);
+        }
+        batch.accepted.push(Accepted {
+            objects,
+            answer: job.answer,
+        });
+    }
+
+    /// Makes the batch durable, then visible, then answers.
+    fn finish(&self, batch: Batch) {
+        if let Err(error) = self.persist(&batch) {
+            let error = Arc::new(error);
+            tracing::error!(%error, "the store's engine refused a commit");
+            for accepted in batch.accepted {
+                let _ = accepted.answer.send(Err(StoreError::Engine(Arc::clone(&error))));
+            }
+            return;
+        }
+        for (name, changes) in batch.changes {
+            self.shared.resource(name).apply(changes);
+        }
+        self.shared.revision.store(batch.revision, Ordering::Release);
+        for accepted in batch.accepted {
+            let _ = accepted.answer.send(Ok(accepted.objects));
+        }
+    }
+
+    fn persist(&self, batch: &Batch) -> Result<(), redb::Error> {
+        let transaction = self.database.begin_write()?;
+        {
+            let mut objects = transaction.open_table(OBJECTS)?;
+            // Only the last state of a key within the batch reaches the disk.
+            for ((resource, key), object) in &batch.overlay {
+                let key = [resource.as_bytes(), b"\0", key.as_bytes()].concat();
+                match object {
+                    Some(object) => drop(objects.insert(key.as_slice(), encode(object).as_slice())?),
+                    None => drop(objects.remove(key.as_slice())?),
+                }
+            }
+            let mut last_changes = transaction.open_table(CHANGES)?;
+            for (resource, changes) in &batch.changes {
+                if let Some((_, last)) = changes.last() {
+                    last_changes.insert(resource, last.revision())?;
+                }
+            }
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+}
+
+fn engine(error: impl Into<redb::Error>) -> StoreError {
+    StoreError::Engine(Arc::new(error.into()))
+}
