@@ -4,9 +4,11 @@
 //! They speak to the API server through a [`kube::Client`] alone, so they run against any Kubernetes API server. Stores are
 //! shared: one copy of the pods serves all controllers.
 
+pub(crate) mod claim;
 pub mod config;
 pub mod context;
 pub mod deployment;
+pub(crate) mod discovery;
 pub mod events;
 pub mod expectations;
 pub mod garbage;

@@ -1,0 +1,148 @@
+//! Which objects a controller owns: those that name it and match its selector. Others are released; ownerless ones that
+//! match are adopted.
+
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::api::{Patch, PatchParams};
+use kube::core::{Selector, SelectorExt};
+use kube::{Api, Resource};
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tracing::{debug, info};
+
+use super::{ControllerError, is_conflict, is_not_found};
+use crate::informer::{Cached, Store};
+
+/// What to do with the objects around a controller.
+#[derive(Debug)]
+pub(crate) struct Claims<V> {
+    /// Owned and matching.
+    pub(crate) kept: Vec<Arc<V>>,
+    /// Owned and no longer matching.
+    pub(crate) release: Vec<Arc<V>>,
+    /// Matching and ownerless.
+    pub(crate) adopt: Vec<Arc<V>>,
+}
+
+/// Sorts the objects of `store` by what the controller with this metadata has to do with them.
+pub(crate) fn claims<V: Cached>(
+    store: &Store<V>,
+    owner: &ObjectMeta,
+    selector: &Selector,
+    relevant: impl Fn(&V) -> bool,
+) -> Claims<V> {
+    let matches = |object: &V| match &object.metadata().labels {
+        Some(labels) => selector.matches(labels),
+        None => selector.matches(&std::collections::BTreeMap::new()),
+    };
+    let deleting = owner.deletion_timestamp.is_some();
+    let mut out = Claims {
+        kept: Vec::new(),
+        release: Vec::new(),
+        adopt: Vec::new(),
+    };
+    for object in store.owned_by(owner.uid.as_deref().unwrap_or_default()) {
+        if !relevant(&object) || matches(&object) {
+            out.kept.push(object);
+        } else if !deleting {
+            out.release.push(object);
+        }
+    }
+    if !deleting {
+        out.adopt = store.orphans(owner.namespace.as_deref().unwrap_or_default());
+        out.adopt.retain(|object| {
+            object.metadata().deletion_timestamp.is_none() && relevant(object) && matches(object)
+        });
+    }
+    out
+}
+
+/// The reference that makes `owner` the controller of an object.
+pub(crate) fn controller_reference<K: Resource<DynamicType = ()>>(owner: &K) -> OwnerReference {
+    OwnerReference {
+        api_version: K::api_version(&()).into_owned(),
+        kind: K::kind(&()).into_owned(),
+        name: owner.meta().name.clone().unwrap_or_default(),
+        uid: owner.meta().uid.clone().unwrap_or_default(),
+        controller: Some(true),
+        block_owner_deletion: Some(true),
+    }
+}
+
+/// Writes the adoptions and releases; returns all objects that the controller owns afterwards.
+pub(crate) async fn settle<K, C, V>(
+    claims: Claims<V>,
+    owner: &K,
+    owners: &Api<K>,
+    children: &Api<C>,
+) -> Result<Vec<Arc<V>>, ControllerError>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+    C: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+    V: Cached,
+{
+    let owner_name = owner.meta().name.clone().unwrap_or_default();
+    let owner_uid = owner.meta().uid.clone().unwrap_or_default();
+    for object in claims.release {
+        let meta = object.metadata();
+        let name = meta.name.as_deref().unwrap_or_default();
+        let rest: Vec<_> = meta
+            .owner_references
+            .iter()
+            .flatten()
+            .filter(|o| o.uid != owner_uid)
+            .cloned()
+            .collect();
+        let patch = json!({ "metadata": { "uid": meta.uid, "resourceVersion": meta.resource_version, "ownerReferences": rest } });
+        match children
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+        {
+            Ok(_) => info!(
+                object = name,
+                owner = owner_name,
+                "released: it no longer matches the selector"
+            ),
+            Err(error) if is_not_found(&error) => {}
+            Err(error) => return Err(ControllerError::api("release", name)(error)),
+        }
+    }
+    let mut owned = claims.kept;
+    if claims.adopt.is_empty() {
+        return Ok(owned);
+    }
+    // The local copy may lag: an owner that is being deleted or was replaced must not adopt.
+    let fresh = owners
+        .get(&owner_name)
+        .await
+        .map_err(ControllerError::api("get", owner_name.as_str()))?;
+    if fresh.meta().uid.as_deref() != Some(&owner_uid) || fresh.meta().deletion_timestamp.is_some() {
+        return Ok(owned);
+    }
+    for object in claims.adopt {
+        let meta = object.metadata();
+        let name = meta.name.as_deref().unwrap_or_default();
+        let mut references = meta.owner_references.clone().unwrap_or_default();
+        references.push(controller_reference(owner));
+        let patch = json!({ "metadata": { "uid": meta.uid, "resourceVersion": meta.resource_version, "ownerReferences": references } });
+        match children
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+        {
+            Ok(_) => {
+                info!(
+                    object = name,
+                    owner = owner_name,
+                    "adopted: it matches the selector"
+                );
+                owned.push(object);
+            }
+            Err(error) if is_not_found(&error) || is_conflict(&error) => {
+                debug!(object = name, "not adopted: it changed meanwhile");
+            }
+            Err(error) => return Err(ControllerError::api("adopt", name)(error)),
+        }
+    }
+    Ok(owned)
+}
