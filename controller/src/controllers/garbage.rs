@@ -108,6 +108,7 @@ impl Graph {
                 .or_default()
                 .insert(node.uid().to_owned());
         }
+        left
     }
 
     fn remove(&mut self, node: &Node) {
@@ -289,7 +290,7 @@ impl Collector {
                 .iter()
                 .filter_map(|owner| graph.nodes.get(&owner.uid))
                 .any(|owner| owner.waits_for_dependents());
-            if waits || owner_going {
+            let check = if waits || owner_going {
                 Check::Now
             } else if node
                 .owners()
@@ -299,8 +300,12 @@ impl Collector {
                 Check::Later
             } else {
                 Check::Nothing
-            }
+            };
+            (left, check)
         });
+        for owner in left {
+            self.ask(&owner);
+        }
         match check {
             Check::Nothing => {}
             Check::Later => self.queue.add_after(ObjectKey::cluster(node.uid()), GRACE),
