@@ -134,6 +134,7 @@ pub struct Request {
     operation: Operation,
     flags: u16,
     message: RouteNetlinkMessage,
+    may_fail: bool,
 }
 
 impl Request {
@@ -143,7 +144,17 @@ impl Request {
             operation,
             flags,
             message,
+            may_fail: false,
         }
+    }
+}
+
+impl Request {
+    /// The same request, whose failure is no failure of the batch.
+    #[must_use]
+    pub fn may_fail(mut self) -> Self {
+        self.may_fail = true;
+        self
     }
 }
 
@@ -258,7 +269,8 @@ impl Inner {
                 };
                 if frame.kind == NLMSG_ERROR {
                     outstanding -= 1;
-                    failure = failure.or(refusal(request, &frame));
+                    let refusal = refusal(request, &frame).filter(|_| !request.may_fail);
+                    failure = failure.or(refusal);
                 } else {
                     answers.push(decode(request, &frame)?);
                 }

@@ -107,7 +107,7 @@ impl Masquerade {
 
     /// Makes the table what it must be. Whether it was not.
     pub fn ensure(&self) -> Result<bool, NftablesError> {
-        if installed()? == self.digests() {
+        if rules()? == self.digests() {
             return Ok(false);
         }
         transact("write", |batch| {
@@ -133,7 +133,7 @@ pub fn remove() -> Result<(), NftablesError> {
 }
 
 /// The digests of the rules that are in the kernel.
-fn installed() -> Result<Vec<Vec<u8>>, NftablesError> {
+pub fn rules() -> Result<Vec<Vec<u8>>, NftablesError> {
     let failed = |source| NftablesError { verb: "read", source };
     let mut message = Batch::default();
     message.message(GET_RULE, NLM_F_DUMP, FAMILY_INET, 0, |m| {

@@ -2,7 +2,10 @@
 
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags,
+        LinkInfo, LinkMessage,
+    },
 };
 
 use super::{Netlink, NetlinkError, Operation, Request, absent_is_fine};
@@ -167,6 +170,20 @@ pub(super) fn change(index: u32, name: &str, verb: &'static str, attribute: Link
         0,
         RouteNetlinkMessage::SetLink(message),
     )
+}
+
+/// Keeps a device from giving itself a link-local address, which would only make noise where the node's IP stack has
+/// no business. The kernel takes this only for a device that exists, and not at all without IPv6.
+pub(super) fn without_link_local(name: &str) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
+            In6AddrGenMode::None,
+        )])]),
+    ];
+    let operation = Operation::new("turn off link-local addresses of link", name);
+    Request::new(operation, 0, RouteNetlinkMessage::SetLink(message)).may_fail()
 }
 
 pub(super) fn set_up(index: u32, name: &str) -> Request {

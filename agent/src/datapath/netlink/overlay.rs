@@ -3,15 +3,12 @@
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{
-        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags,
-        LinkInfo, LinkMessage,
-    },
+    link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
 };
 
 use super::{
     Netlink, NetlinkError, Operation, Request,
-    link::{Link, set_up},
+    link::{Link, set_up, without_link_local},
 };
 use crate::mac::MacAddress;
 
@@ -48,9 +45,6 @@ impl Netlink {
             LinkAttribute::Mtu(spec.mtu),
             // An address that is given at creation is one that udev and systemd leave alone.
             LinkAttribute::Address(MacAddress::OVERLAY.octets().to_vec()),
-            LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
-                In6AddrGenMode::None,
-            )])]),
             LinkAttribute::LinkInfo(vec![
                 LinkInfo::Kind(InfoKind::Vxlan),
                 LinkInfo::Data(InfoData::Vxlan(vec![
@@ -83,6 +77,7 @@ impl Netlink {
             0,
             RouteNetlinkMessage::SetLink(noarp),
         );
-        self.batch(&[noarp, set_up(index, name)]).map(drop)
+        self.batch(&[noarp, without_link_local(name), set_up(index, name)])
+            .map(drop)
     }
 }

@@ -5,15 +5,12 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{
-        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
-        LinkInfo, LinkMessage,
-    },
+    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
 };
 
 use super::{
     Netlink, NetlinkError, Operation, Request,
-    link::{Link, OffloadLimits, get_by_name},
+    link::{Link, OffloadLimits, get_by_name, without_link_local},
 };
 use crate::mac::MacAddress;
 
@@ -65,10 +62,6 @@ impl Netlink {
             LinkAttribute::Mtu(spec.mtu),
             LinkAttribute::Address(spec.host_mac.octets().to_vec()),
             LinkAttribute::Group(spec.group),
-            // The node's IP stack has no business on this device; a link-local address would only make noise.
-            LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
-                In6AddrGenMode::None,
-            )])]),
         ];
         host.attributes.extend(spec.offload.attributes());
         host.attributes.push(LinkAttribute::LinkInfo(vec![
@@ -85,8 +78,12 @@ impl Netlink {
             NLM_F_CREATE | NLM_F_EXCL,
             RouteNetlinkMessage::NewLink(host),
         );
-        // The answer to the look-up names both ends: a veth's link is its peer.
-        let answers = self.batch(&[create, get_by_name(spec.host_ifname)])?;
+        // The pod's end is down, so there is no carrier and no address is made yet. The answer to the look-up names both ends: a veth's link is its peer.
+        let answers = self.batch(&[
+            create,
+            without_link_local(spec.host_ifname),
+            get_by_name(spec.host_ifname),
+        ])?;
         let link = answers.into_iter().find_map(|answer| match answer {
             RouteNetlinkMessage::NewLink(message) => Some(Link::from(message)),
             _ => None,

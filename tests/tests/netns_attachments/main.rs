@@ -1,0 +1,8 @@
+//! Attachments on the real kernel, each test in namespaces of its own: made through the agent's library, looked at with
+//! `ip` and `tc`.
+
+mod add;
+mod failures;
+mod node_side;
+mod restart;
+mod world;
