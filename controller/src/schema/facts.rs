@@ -1,7 +1,7 @@
 //! The table of facts about the built-in types, embedded at compile time and read once.
 //!
-//! `facts.txt` is written by `cargo xtask api-facts`. A line `kind GROUP VERSION KIND TYPE` names a kind (`-` is the core
-//! group), a line `type NAME [atomic]` begins a struct, and an indented line is a field of it: `NAME NUMBER SHAPE FLAGS…`,
+//! `facts.txt` is written by `cargo xtask api-facts`. A line `kind GROUP VERSION KIND TYPE [cluster]` names a kind (`-` is
+//! the core group), a line `type NAME [atomic]` begins a struct, and an indented line is a field of it: `NAME NUMBER SHAPE FLAGS…`,
 //! where NUMBER is protobuf's (0: not in the message) and SHAPE a scalar, `@struct`, `[]list`, `{}map`, or `^list` for a
 //! list that protobuf wraps in a message. Flags: `!` required, `*` pointer in Go, `~` inline in JSON, `p=` patch strategy,
 //! `k=` patch merge key, `l=` keys of an associative list, `l:set`, `l:atomic`, `m:atomic`, `m:granular`, `d=` default.
@@ -127,6 +127,8 @@ pub struct KindEntry {
     pub kind: &'static str,
     /// Its type.
     pub root: TypeId,
+    /// Its objects belong to no namespace.
+    pub cluster_scoped: bool,
 }
 
 /// All facts.
@@ -191,13 +193,15 @@ impl Table {
                 continue;
             }
             match words[..] {
-                ["kind", group, version, kind, root] => {
+                ["kind", group, version, kind, root, ref flags @ ..] => {
                     let group = if group == "-" { "" } else { group };
+                    let cluster_scoped = flags.contains(&"cluster");
                     table.kinds.push(KindEntry {
                         group,
                         version,
                         kind,
                         root: id(root),
+                        cluster_scoped,
                     });
                 }
                 ["type", name, ref flags @ ..] => {

@@ -43,6 +43,8 @@ pub(super) struct Kind {
     pub(super) version: String,
     pub(super) kind: String,
     pub(super) type_name: String,
+    /// Objects of it belong to no namespace.
+    pub(super) cluster_scoped: bool,
 }
 
 #[derive(Debug)]
@@ -89,6 +91,7 @@ impl Table {
                 version: version.to_owned(),
                 kind: kind.to_owned(),
                 type_name: name.clone(),
+                cluster_scoped: definition.markers.iter().any(|m| m == "genclient:nonNamespaced"),
             });
             table.reach(go, name)?;
         }
@@ -297,8 +300,11 @@ impl Table {
             let group = if kind.group.is_empty() { "-" } else { &kind.group };
             let _ = writeln!(
                 text,
-                "kind {group} {} {} {}",
-                kind.version, kind.kind, kind.type_name
+                "kind {group} {} {} {}{}",
+                kind.version,
+                kind.kind,
+                kind.type_name,
+                if kind.cluster_scoped { " cluster" } else { "" }
             );
         }
         for (name, definition) in &self.types {

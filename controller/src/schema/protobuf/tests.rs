@@ -20,11 +20,6 @@ fn what_kubectl_sends_is_understood() {
     for (name, body) in kubectl_bodies() {
         decoded.insert(name.to_owned(), decode(&body).expect(name));
     }
-    std::fs::write(
-        "/tmp/schema-cap/decoded.json",
-        serde_json::to_string_pretty(&decoded).unwrap(),
-    )
-    .unwrap();
     assert_eq!(Value::Object(decoded), expected);
 }
 

@@ -1,0 +1,319 @@
+//! Walking values with their schema: field sets of values, differences, merging, removal.
+
+use serde_json::{Map, Value};
+
+use super::field_set::FieldSet;
+use crate::schema::facts::{Field, ListType, Shape, TypeDef};
+
+/// A place in an object: what is there, and the field that says how it merges.
+#[derive(Clone, Copy)]
+pub(super) struct Slot {
+    shape: Shape,
+    field: Option<&'static Field>,
+}
+
+/// How the value of a slot merges.
+enum Merging {
+    /// As one value.
+    Atomic,
+    Struct(&'static TypeDef),
+    Map(Slot),
+    Set,
+    Keyed(&'static [&'static str], Slot),
+}
+
+impl Slot {
+    pub(super) fn root(shape: Shape) -> Self {
+        Self { shape, field: None }
+    }
+
+    fn of(field: &'static Field) -> Self {
+        Self { shape: field.shape.unwrapped(), field: Some(field) }
+    }
+
+    fn merging(self) -> Merging {
+        let atomic = self.field.and_then(|field| field.atomic);
+        match self.shape {
+            Shape::Struct(id) => {
+                let definition = id.definition();
+                if atomic.unwrap_or(definition.atomic) { Merging::Atomic } else { Merging::Struct(definition) }
+            }
+            Shape::Map(inner) if atomic != Some(true) => {
+                Merging::Map(Self { shape: inner.unwrapped(), field: None })
+            }
+            Shape::List(inner) => match self.field.and_then(|field| field.list_type.as_ref()) {
+                Some(ListType::Set) => Merging::Set,
+                Some(ListType::Map(keys)) => Merging::Keyed(keys, Self { shape: inner.unwrapped(), field: None }),
+                Some(ListType::Atomic) | None => Merging::Atomic,
+            },
+            _ => Merging::Atomic,
+        }
+    }
+
+    /// The slot of a struct's field; a field that the schema does not have is one value.
+    fn child(definition: &TypeDef, name: &str) -> Self {
+        definition.field(name).map_or(Self { shape: Shape::Raw, field: None }, Self::of)
+    }
+
+    /// Whether absence shows: the value is a pointer, a map or a list that is left out when empty.
+    fn nullable(self) -> bool {
+        match self.field {
+            Some(field) => field.pointer || (!matches!(self.shape, Shape::Struct(_)) && !field.zero_written),
+            None => true,
+        }
+    }
+}
+
+fn step(name: &str) -> String {
+    format!("f:{name}")
+}
+
+/// The step to an item of a keyed list; `None` if it has none of the keys.
+fn key_step(keys: &[&str], item: Slot, value: &Value) -> Option<String> {
+    let mut found = Map::new();
+    for key in keys {
+        let default = || match item.shape {
+            Shape::Struct(id) => id.definition().field(key).and_then(|field| field.default.clone()),
+            _ => None,
+        };
+        if let Some(part) = value.get(*key).filter(|part| !part.is_null()).cloned().or_else(default) {
+            found.insert((*key).to_owned(), part);
+        }
+    }
+    // A key that is there only by default names nothing.
+    let named = keys.iter().any(|key| value.get(*key).is_some());
+    named.then(|| format!("k:{}", Value::Object(found)))
+}
+
+fn set_step(value: &Value) -> String {
+    format!("v:{value}")
+}
+
+/// The fields that a value sets.
+pub(super) fn collect(slot: Slot, value: &Value) -> FieldSet {
+    let mut set = FieldSet::default();
+    match (slot.merging(), value) {
+        (Merging::Struct(definition), Value::Object(object)) => {
+            for (name, value) in object {
+                let mut child = collect(Slot::child(definition, name), value);
+                child.member |= is_bare(value);
+                set.insert(step(name), child);
+            }
+        }
+        (Merging::Map(inner), Value::Object(object)) => {
+            for (name, value) in object {
+                let mut child = collect(inner, value);
+                child.member = true;
+                set.insert(step(name), child);
+            }
+        }
+        (Merging::Keyed(keys, inner), Value::Array(items)) => {
+            for item in items {
+                if let Some(step) = key_step(keys, inner, item) {
+                    let mut child = collect(inner, item);
+                    child.member = true;
+                    set.insert(step, child);
+                }
+            }
+        }
+        (Merging::Set, Value::Array(items)) => {
+            for item in items {
+                set.insert(set_step(item), FieldSet::leaf());
+            }
+        }
+        _ => set.member = true,
+    }
+    set
+}
+
+fn is_bare(value: &Value) -> bool {
+    value.is_null() || value.as_object().is_some_and(Map::is_empty)
+}
+
+/// What differs between two values: fields that are new or changed, and fields that are gone.
+#[derive(Default)]
+pub(super) struct Difference {
+    pub(super) changed: FieldSet,
+    pub(super) removed: FieldSet,
+}
+
+pub(super) fn difference(slot: Slot, old: Option<&Value>, new: Option<&Value>) -> Difference {
+    let mut found = Difference::default();
+    let (old, new) = (old.filter(|v| !v.is_null()), new.filter(|v| !v.is_null()));
+    let (old_value, new_value) = match (old, new) {
+        (None, None) => return found,
+        (None, Some(new)) => {
+            found.changed = collect(slot, new);
+            found.changed.member |= slot.nullable() || is_bare(new);
+            return found;
+        }
+        (Some(old), None) => {
+            found.removed = collect(slot, old);
+            found.removed.member = true;
+            return found;
+        }
+        (Some(old), Some(new)) => (old, new),
+    };
+    if old_value == new_value {
+        return found;
+    }
+    match (slot.merging(), old_value, new_value) {
+        (Merging::Struct(definition), Value::Object(old), Value::Object(new)) => {
+            for name in old.keys().chain(new.keys().filter(|name| !old.contains_key(*name))) {
+                found.add(step(name), difference(Slot::child(definition, name), old.get(name), new.get(name)));
+            }
+        }
+        (Merging::Map(inner), Value::Object(old), Value::Object(new)) => {
+            for name in old.keys().chain(new.keys().filter(|name| !old.contains_key(*name))) {
+                found.add(step(name), difference(inner, old.get(name), new.get(name)));
+            }
+        }
+        (Merging::Keyed(keys, inner), Value::Array(old), Value::Array(new)) => {
+            let find = |items: &'_ [Value], wanted: &str| -> Option<usize> {
+                items.iter().position(|item| key_step(keys, inner, item).as_deref() == Some(wanted))
+            };
+            for item in old {
+                if let Some(step) = key_step(keys, inner, item) {
+                    let other = find(new, &step).map(|at| &new[at]);
+                    found.add(step, difference(inner, Some(item), other));
+                }
+            }
+            for item in new {
+                if let Some(step) = key_step(keys, inner, item)
+                    && find(old, &step).is_none()
+                {
+                    found.add(step, difference(inner, None, Some(item)));
+                }
+            }
+        }
+        (Merging::Set, Value::Array(old), Value::Array(new)) => {
+            for item in old.iter().filter(|item| !new.contains(item)) {
+                found.removed.insert(set_step(item), FieldSet::leaf());
+            }
+            for item in new.iter().filter(|item| !old.contains(item)) {
+                found.changed.insert(set_step(item), FieldSet::leaf());
+            }
+        }
+        _ => found.changed.member = true,
+    }
+    found
+}
+
+impl Difference {
+    fn add(&mut self, step: String, child: Self) {
+        self.changed.insert(step.clone(), child.changed);
+        self.removed.insert(step, child.removed);
+    }
+}
+
+/// `live` with everything that `applied` says.
+pub(super) fn merge(slot: Slot, live: Option<&Value>, applied: &Value) -> Value {
+    match (slot.merging(), live, applied) {
+        (Merging::Struct(definition), Some(Value::Object(live)), Value::Object(applied)) => {
+            let mut merged = live.clone();
+            for (name, value) in applied {
+                merged.insert(name.clone(), merge(Slot::child(definition, name), live.get(name), value));
+            }
+            Value::Object(merged)
+        }
+        (Merging::Map(inner), Some(Value::Object(live)), Value::Object(applied)) => {
+            let mut merged = live.clone();
+            for (name, value) in applied {
+                merged.insert(name.clone(), merge(inner, live.get(name), value));
+            }
+            Value::Object(merged)
+        }
+        (Merging::Keyed(keys, inner), Some(Value::Array(live)), Value::Array(applied)) => {
+            Value::Array(merge_keyed(keys, inner, live, applied))
+        }
+        (Merging::Set, Some(Value::Array(live)), Value::Array(applied)) => {
+            let added = applied.iter().filter(|item| !live.contains(item));
+            Value::Array(live.iter().chain(added).cloned().collect())
+        }
+        _ => applied.clone(),
+    }
+}
+
+/// Items in the order of the live list, with the places of those applied filled in the order applied; new ones last.
+fn merge_keyed(keys: &[&str], inner: Slot, live: &[Value], applied: &[Value]) -> Vec<Value> {
+    let steps = |items: &[Value]| -> Vec<Option<String>> {
+        items.iter().map(|item| key_step(keys, inner, item)).collect()
+    };
+    let (live_steps, applied_steps) = (steps(live), steps(applied));
+    let place = |wanted: &Option<String>, steps: &[Option<String>]| {
+        wanted.as_ref().and_then(|wanted| steps.iter().position(|step| step.as_ref() == Some(wanted)))
+    };
+    let mut common =
+        applied.iter().zip(&applied_steps).filter_map(|(item, step)| Some((item, place(step, &live_steps)?)));
+    let mut merged = Vec::with_capacity(live.len() + applied.len());
+    for (item, step) in live.iter().zip(&live_steps) {
+        match place(step, &applied_steps) {
+            None => merged.push(item.clone()),
+            Some(_) => {
+                if let Some((item, at)) = common.next() {
+                    merged.push(merge(inner, Some(&live[at]), item));
+                }
+            }
+        }
+    }
+    let new = applied.iter().zip(&applied_steps).filter(|(_, step)| place(step, &live_steps).is_none());
+    merged.extend(new.map(|(item, _)| item.clone()));
+    merged
+}
+
+/// Takes the fields in `gone` out of the value, but none that is in `kept`. Says whether nothing is left of it.
+pub(super) fn remove(slot: Slot, value: &mut Value, gone: &FieldSet, kept: &FieldSet) -> bool {
+    let nothing = FieldSet::default();
+    match (slot.merging(), value) {
+        (Merging::Struct(definition), Value::Object(object)) => {
+            remove_entries(object, gone, kept, |name| Slot::child(definition, name));
+            object.is_empty()
+        }
+        (Merging::Map(inner), Value::Object(object)) => {
+            remove_entries(object, gone, kept, |_| inner);
+            object.is_empty()
+        }
+        (Merging::Keyed(keys, inner), Value::Array(items)) => {
+            items.retain_mut(|item| {
+                let Some(step) = key_step(keys, inner, item) else { return true };
+                let Some(gone) = gone.children.get(&step) else { return true };
+                match kept.children.get(&step) {
+                    None if gone.member => false,
+                    kept => {
+                        // The keys stay with the item.
+                        let mut gone = gone.clone();
+                        keys.iter().for_each(|key| gone.remove(&[&format!("f:{key}")]));
+                        remove(inner, item, &gone, kept.unwrap_or(&nothing));
+                        true
+                    }
+                }
+            });
+            items.is_empty()
+        }
+        (Merging::Set, Value::Array(items)) => {
+            items.retain(|item| {
+                let step = set_step(item);
+                !gone.children.contains_key(&step) || kept.children.contains_key(&step)
+            });
+            items.is_empty()
+        }
+        _ => false,
+    }
+}
+
+fn remove_entries(object: &mut Map<String, Value>, gone: &FieldSet, kept: &FieldSet, slot: impl Fn(&str) -> Slot) {
+    let nothing = FieldSet::default();
+    for (step, gone) in &gone.children {
+        let Some(name) = step.strip_prefix("f:") else { continue };
+        let kept = kept.children.get(step);
+        let Some(value) = object.get_mut(name) else { continue };
+        let emptied = if gone.member && kept.is_none() {
+            true
+        } else {
+            remove(slot(name), value, gone, kept.unwrap_or(&nothing)) && kept.is_none()
+        };
+        if emptied {
+            object.remove(name);
+        }
+    }
+}
