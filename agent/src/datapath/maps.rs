@@ -56,7 +56,8 @@ pub struct NodeSettings {
     pub encap: EncapMode,
     /// How they lose it.
     pub decap: EncapMode,
-    /// The cluster's CIDRs: what no peer has of them is dropped and not sent outside.
+    /// The cluster's CIDRs: what no peer has of them is dropped and not sent outside. An empty list means that they are
+    /// not known yet, and leaves those of an earlier agent.
     pub cluster_cidrs: Vec<IpNetwork>,
 }
 
@@ -226,6 +227,9 @@ impl Tables {
     }
 
     fn set_cluster_cidrs(&mut self, cidrs: &[IpNetwork]) -> Result<(), DataplaneError> {
+        if cidrs.is_empty() {
+            return Ok(());
+        }
         let wanted: Vec<Key<Address>> = cidrs.iter().map(|cidr| mapped_key(*cidr)).collect();
         for key in &wanted {
             self.cluster

@@ -238,12 +238,7 @@ impl Dataplane {
         discard_foreign_layouts(&maps)?;
         let mut ebpf = EbpfLoader::new().default_map_pin_directory(&maps).load(OBJECT)?;
         for name in [BLOCK_PROGRAM].into_iter().chain(HOOKS.iter().map(|h| h.program)) {
-            program(&mut ebpf, name)?
-                .load()
-                .map_err(|source| DataplaneError::Program {
-                    name,
-                    source: Box::new(source),
-                })?;
+            load(&mut ebpf, name)?;
         }
         let mut tables = Tables::take(&mut ebpf)?;
         // Before the programs are attached: the first packet must meet a configured node.
@@ -461,6 +456,16 @@ fn program<'e>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut SchedCl
         .ok_or(DataplaneError::ObjectLacks { name })?
         .try_into()
         .map_err(|source: ProgramError| DataplaneError::Program {
+            name,
+            source: Box::new(source),
+        })
+}
+
+/// Has the kernel verify a program and take it in.
+pub(super) fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DataplaneError> {
+    program(ebpf, name)?
+        .load()
+        .map_err(|source| DataplaneError::Program {
             name,
             source: Box::new(source),
         })

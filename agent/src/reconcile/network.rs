@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -129,7 +129,7 @@ impl From<&Config> for NetworkOptions {
 }
 
 /// Where former settings are recorded, under the state directory.
-pub fn sysctl_record(state_dir: &std::path::Path) -> PathBuf {
+pub fn sysctl_record(state_dir: &Path) -> PathBuf {
     state_dir.join("sysctl.json")
 }
 
@@ -220,7 +220,7 @@ impl Network {
         }
         bpffs::ensure(&options.bpffs)?;
         let overlay = ensure_overlay(&netlink, &options, limits)?.0;
-        let mode = choose_mode(options.encap);
+        let mode = choose_mode(options.encap, &options.bpffs);
         let settings = settings(&options, &place, &overlay, limits, &mode, Vec::new());
         let dataplane = Dataplane::open(&DataplaneOptions {
             bpffs: options.bpffs.clone(),
@@ -392,14 +392,14 @@ fn tunnel_source(place: &NodePlace) -> IpAddr {
     place.ips.first().copied().unwrap_or(IpAddr::from([0, 0, 0, 0]))
 }
 
-fn choose_mode(encap: Encap) -> SelfTest {
+fn choose_mode(encap: Encap, bpffs: &Path) -> SelfTest {
     let forced = |mode| SelfTest {
         encap: mode,
         decap: mode,
         reason: "chosen with --encap".to_owned(),
     };
     match encap {
-        Encap::Auto => self_test(),
+        Encap::Auto => self_test(bpffs),
         Encap::Program => forced(EncapMode::Program),
         Encap::Device => forced(EncapMode::Device),
     }

@@ -4,8 +4,9 @@ use std::{fs, time::Duration};
 
 use aya::programs::{SchedClassifier, tc::TcAttachType};
 use weft_agent::datapath::{
-    maps::EndpointEntry,
+    maps::{EncapMode, EndpointEntry},
     programs::{Dataplane, Repair, trial::Hook},
+    selftest::self_test,
 };
 use weft_ebpf_common::Reason;
 
@@ -272,5 +273,30 @@ fn nothing_is_left_after_an_uninstall() {
         }
         Dataplane::detach_all(&options.bpffs, options.filter_block).expect("detaching twice is fine");
         drop(scratch);
+    });
+}
+
+#[test]
+fn this_kernel_passes_the_self_test() {
+    in_namespaces(|| {
+        let world = World::new();
+        let test = self_test(&world.options.bpffs);
+        assert_eq!(
+            (test.encap, test.decap),
+            (EncapMode::Program, EncapMode::Program),
+            "{}",
+            test.reason
+        );
+        let left: Vec<_> = fs::read_dir(&world.options.bpffs)
+            .expect("bpffs")
+            .map(|entry| entry.expect("entry").file_name())
+            .filter(|name| name.to_string_lossy().starts_with("selftest"))
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
+        assert_eq!(
+            world.dataplane.endpoints().expect("endpoints").len(),
+            4,
+            "the node's own tables are untouched"
+        );
     });
 }

@@ -108,7 +108,11 @@ pub struct Outcome {
     pub frame: Vec<u8>,
 }
 
-pub(super) fn run(ebpf: &mut Ebpf, hook: Hook, trial: &Trial<'_>) -> Result<Outcome, DataplaneError> {
+pub(in crate::datapath) fn run(
+    ebpf: &mut Ebpf,
+    hook: Hook,
+    trial: &Trial<'_>,
+) -> Result<Outcome, DataplaneError> {
     let name = hook.program();
     let program: &mut SchedClassifier = super::program(ebpf, name)?;
     let context = trial.context();
