@@ -34,6 +34,8 @@ mod server;
 const SOCKET_FILE: &str = "shim.sock";
 /// The file with the shim's process number.
 const PID_FILE: &str = "shim.pid";
+/// The file with what the shim says.
+const LOG_FILE: &str = "shim.log";
 /// What the shim prints once it serves.
 const READY_LINE: &str = "ready";
 
@@ -82,6 +84,7 @@ pub enum ShimError {
 /// Runs `weft pod-shim`. Must be called before any thread is started.
 pub fn main(args: ShimArgs) -> Result<(), ShimError> {
     let ShimArgs { dir, netns } = args;
+    log_to(&dir);
     let process = |operation| move |source| ShimError::Process { operation, source };
     let file = |operation, path: &Path| {
         let path = path.to_owned();
@@ -129,6 +132,23 @@ pub fn main(args: ShimArgs) -> Result<(), ShimError> {
         let _ = fs::remove_file(&socket);
         served
     })
+}
+
+/// Sends the log into the pod's `shim.log`, by a descriptor of its own: what libcontainer says between fork and exec must not
+/// come out of the container's standard error. Without the file there is no log, and no reason not to serve.
+fn log_to(dir: &Path) {
+    let file = fs::File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join(LOG_FILE));
+    if let Ok(file) = file {
+        // Where a test has a subscriber already, that one stays.
+        let _ = tracing_subscriber::fmt()
+            .with_writer(std::sync::Mutex::new(file))
+            .with_ansi(false)
+            .with_env_filter("warn,libcontainer=error,libcgroups=error")
+            .try_init();
+    }
 }
 
 /// Kills the shim of a pod whose socket nobody serves any more, if its process still is there.

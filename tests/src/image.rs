@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io::{self, Write},
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, Result};
@@ -53,6 +54,23 @@ impl ImageBuilder {
         };
         self.entries.insert(relative(path), content);
         self
+    }
+
+    /// Copies a program of this machine to `path` in the image, with the shared libraries that it needs.
+    ///
+    /// # Errors
+    /// If it is not there, or `ldd` cannot tell what it needs.
+    pub fn host_program(mut self, path: &str, from: &Path) -> Result<Self> {
+        let from = from
+            .canonicalize()
+            .with_context(|| format!("finding {}", from.display()))?;
+        let output = Command::new("ldd").arg(&from).output().context("running ldd")?;
+        for word in String::from_utf8_lossy(&output.stdout).split_whitespace() {
+            if word.starts_with('/') && word.contains(".so") {
+                self = self.program(word, word);
+            }
+        }
+        Ok(self.program(path, from))
     }
 
     /// Puts a file with this content into the image.

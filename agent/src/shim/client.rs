@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    READY_LINE, SOCKET_FILE,
+    LOG_FILE, READY_LINE, SOCKET_FILE,
     protocol::{CreateContainer, MAX_LINE_BYTES, Request, Response, ShimStatus},
 };
 
@@ -76,7 +76,7 @@ impl ShimClient {
         let log = File::options()
             .create(true)
             .append(true)
-            .open(dir.join("shim.log"))
+            .open(dir.join(LOG_FILE))
             .map_err(CallError::Spawn)?;
         let mut command = Command::new(program);
         command.arg("pod-shim").arg("--dir").arg(dir);
@@ -104,7 +104,7 @@ impl ShimClient {
         if !ready {
             // It may be stuck; nobody else will end it.
             let _ = child.kill().await;
-            let said = std::fs::read_to_string(dir.join("shim.log")).unwrap_or_default();
+            let said = std::fs::read_to_string(dir.join(LOG_FILE)).unwrap_or_default();
             let last = said.lines().last().unwrap_or("it said nothing").to_owned();
             return Err(CallError::NotReady(last));
         }
