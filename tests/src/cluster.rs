@@ -17,7 +17,7 @@ use crate::process::Process;
 use crate::wait::wait_until;
 
 /// How long a controller, or a node, may take from its start until it is ready. Debug builds on two busy cores are slow.
-const READY: Duration = Duration::from_mins(1);
+const READY: Duration = Duration::from_secs(30);
 
 /// What a cluster looks like.
 #[derive(Clone, Debug)]
@@ -245,8 +245,9 @@ impl Control {
             "10.244.0.0/16"
         };
         flag("cluster-cidr", cluster_cidr.to_owned());
-        flag("node-monitor-grace-period", seconds(options.node_grace));
-        flag("pod-eviction-timeout", seconds(options.eviction));
+        flag("node-monitor-period", "500ms".to_owned());
+        flag("node-monitor-grace-period", millis(options.node_grace));
+        flag("pod-eviction-timeout", millis(options.eviction));
         args.extend(options.controller_extra.iter().cloned());
         Ok(Self {
             machine,
@@ -302,24 +303,23 @@ impl Control {
         self.machine.dir().join("data/admin.kubeconfig")
     }
 
-    /// Runs `weft token create` and reads from it how to join.
-    fn join_options(&self) -> Result<JoinOptions> {
+    /// Makes a token with `weft token create`, and takes the CA's hash from the join command that the controller has logged.
+    fn join_options(&mut self) -> Result<JoinOptions> {
         let mut command = self.machine.command(binaries::find("weft")?);
         command
             .args(["token", "create", "--data-dir"])
             .arg(self.machine.dir().join("data"));
-        let text = output(command).context("weft token create")?;
-        let words: Vec<&str> = text.split_whitespace().collect();
-        let after = |flag: &str| {
-            words
-                .windows(2)
-                .find_map(|pair| (pair[0] == flag).then(|| pair[1].to_owned()))
-                .with_context(|| format!("weft token create printed no {flag}: {text}"))
-        };
+        let token = output(command).context("weft token create")?.trim().to_owned();
+        let log = self.process()?.log_tail(usize::MAX);
+        let mut words = log.split_whitespace().skip_while(|word| *word != "--ca-hash");
+        let ca_hash = words
+            .nth(1)
+            .context("the controller logged no --ca-hash")?
+            .to_owned();
         Ok(JoinOptions {
             server: format!("https://{}:6443", self.port.ipv4),
-            token: after("--token")?,
-            ca_hash: after("--ca-hash")?,
+            token,
+            ca_hash,
         })
     }
 }
@@ -331,6 +331,6 @@ pub fn condition(object: &Value, name: &str) -> Option<String> {
     found["status"].as_str().map(str::to_owned)
 }
 
-fn seconds(duration: Duration) -> String {
-    format!("{}s", duration.as_secs_f64())
+fn millis(duration: Duration) -> String {
+    format!("{}ms", duration.as_millis())
 }
