@@ -235,6 +235,8 @@ impl Registration {
             .map(|ip| json!({ "type": "InternalIP", "address": ip }))
             .collect();
         addresses.push(json!({ "type": "Hostname", "address": self.facts.name }));
+        // Merged by type, two addresses of one type would become one; so the list is replaced, as kubelet does.
+        addresses.push(json!({ "$patch": "replace" }));
         let capacity = json!({
             "cpu": machine::processors().to_string(),
             "memory": format!("{}Ki", machine::memory_kib()),

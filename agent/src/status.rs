@@ -232,7 +232,10 @@ impl fmt::Display for Status {
             writeln!(
                 f,
                 "  {:<24} {:<5} by {} over {}",
-                peer.cidr, peer.kind, peer.tunnel_endpoint, peer.next_hop
+                peer.cidr.to_string(),
+                peer.kind,
+                peer.tunnel_endpoint,
+                peer.next_hop
             )?;
         }
         writeln!(f, "\nendpoints ({}, {} busy)", self.usage.ready, self.usage.busy)?;
@@ -251,7 +254,7 @@ impl fmt::Display for Status {
             writeln!(
                 f,
                 "  {:<6} {:<32} {:<15} {}",
-                endpoint.attached.id,
+                endpoint.attached.id.to_string(),
                 ips.join(" "),
                 endpoint.attached.host_ifname,
                 name
