@@ -235,7 +235,6 @@ impl ApiError {
                 refused
             }
             ApplyError::Malformed(why) => Self::bad_request(why),
-            ApplyError::Patch(error) => Self::patch(error),
         }
     }
 

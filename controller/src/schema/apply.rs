@@ -1,8 +1,18 @@
 //! Server-side apply and the tracking of who set which field.
 
-use serde_json::Value;
+use std::collections::BTreeMap;
 
-use super::{KindSchema, PatchError, patch};
+use serde_json::{Map, Value};
+
+use super::KindSchema;
+
+mod field_set;
+mod managers;
+mod walk;
+
+use field_set::FieldSet;
+use managers::{Entry, Operation};
+use walk::Slot;
 
 /// Who writes, through which subresource, and when.
 #[derive(Clone, Copy, Debug)]
@@ -44,44 +54,260 @@ pub enum ApplyError {
     /// The applied object is not fit for being applied. Kubernetes answers 400.
     #[error("{0}")]
     Malformed(String),
-    /// The object cannot be merged with the live one.
-    #[error(transparent)]
-    Patch(#[from] PatchError),
 }
 
 fn conflict_message(conflicts: &[Conflict]) -> String {
-    match conflicts {
-        [one] => format!("Apply failed with 1 conflict: {}: {}", one.message, one.field),
-        many => {
-            let mut text = format!("Apply failed with {} conflicts:", many.len());
-            let mut last = "";
-            for conflict in many {
-                if conflict.message != last {
-                    text.push_str(&format!(" {}:", conflict.message));
-                    last = &conflict.message;
-                }
-                text.push_str(&format!("\n- {}", conflict.field));
-            }
-            text
+    if let [one] = conflicts {
+        return format!("Apply failed with 1 conflict: {}: {}", one.message, one.field);
+    }
+    let mut by_manager: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for conflict in conflicts {
+        by_manager
+            .entry(&conflict.message)
+            .or_default()
+            .push(&conflict.field);
+    }
+    let mut lines = Vec::new();
+    for (message, fields) in by_manager {
+        lines.push(format!("{}:", message.replacen("conflict ", "conflicts ", 1)));
+        lines.extend(fields.into_iter().map(|field| format!("- {field}")));
+    }
+    format!(
+        "Apply failed with {} conflicts: {}",
+        conflicts.len(),
+        lines.join("\n")
+    )
+}
+
+/// Fields that nobody manages: they name the object, or the server sets them.
+const UNMANAGED: &[&[&str]] = &[
+    &["f:apiVersion"],
+    &["f:kind"],
+    &["f:metadata", "f:name"],
+    &["f:metadata", "f:namespace"],
+    &["f:metadata", "f:creationTimestamp"],
+    &["f:metadata", "f:selfLink"],
+    &["f:metadata", "f:uid"],
+    &["f:metadata", "f:clusterName"],
+    &["f:metadata", "f:generation"],
+    &["f:metadata", "f:managedFields"],
+    &["f:metadata", "f:resourceVersion"],
+];
+
+/// What of a write through `subresource` counts: `status` and the main resource do not change each other's part.
+fn strip(set: &mut FieldSet, subresource: Option<&str>) {
+    for path in UNMANAGED {
+        set.remove(path);
+    }
+    match subresource {
+        None => set.remove(&["f:status"]),
+        Some("status") => {
+            set.retain_only(&[
+                &["f:status"],
+                &["f:metadata", "f:labels"],
+                &["f:metadata", "f:annotations"],
+                &["f:metadata", "f:finalizers"],
+            ]);
+        }
+        Some(_) => {}
+    }
+    // What only led to the fields above is nothing by itself.
+    if let Some(metadata) = set.children.get_mut("f:metadata") {
+        metadata.member = false;
+        if metadata.is_empty() {
+            set.children.remove("f:metadata");
         }
     }
+    set.member = false;
 }
 
 pub(super) fn apply(
-    _schema: &KindSchema,
+    schema: &KindSchema,
     live: Option<&Value>,
     request: &ApplyRequest<'_>,
 ) -> Result<Value, ApplyError> {
-    match live {
-        Some(live) => Ok(patch::json_merge(live, request.applied)?),
-        None => Ok(request.applied.clone()),
+    let manager = request.manager;
+    let mut applied = request.applied.clone();
+    check_applied(schema, &mut applied)?;
+    let slot = Slot::root(schema.root());
+    let mut owned = walk::collect(slot, &applied);
+    strip(&mut owned, manager.subresource);
+    let mut merged = walk::merge(slot, live, &applied);
+    let mut entries = match live {
+        None => Vec::new(),
+        Some(live) => managers::read(live).unwrap_or_else(|| before_first_apply(schema, live)),
+    };
+    let api_version = schema.api_version();
+    let is_own = |entry: &Entry| entry.is(manager.name, Operation::Apply, &api_version, manager.subresource);
+    let previous = entries.iter().find(|entry| is_own(entry)).cloned();
+    entries.retain(|entry| !is_own(entry));
+
+    if let Some(live) = live {
+        let mut changed = walk::difference(slot, Some(live), Some(&merged)).changed;
+        strip(&mut changed, manager.subresource);
+        let changed = changed.intersection(&owned);
+        take_over(&mut entries, &changed, request.force)?;
+    }
+    if let Some(previous) = &previous {
+        let mut gone = previous.fields.clone();
+        gone.subtract(&owned);
+        let mut kept = owned.clone();
+        entries.iter().for_each(|entry| kept.union(entry.fields.clone()));
+        walk::remove(slot, &mut merged, &gone, &kept);
+    }
+    let time = match previous {
+        Some(previous) if previous.fields == owned => previous.time,
+        _ => Some(manager.time.to_owned()),
+    };
+    entries.push(Entry {
+        manager: manager.name.to_owned(),
+        operation: Operation::Apply,
+        api_version,
+        subresource: manager.subresource.map(str::to_owned),
+        time,
+        fields: owned,
+    });
+    managers::write(&mut merged, entries);
+    Ok(merged)
+}
+
+/// Whatever can be wrong with the applied object itself.
+fn check_applied(schema: &KindSchema, applied: &mut Value) -> Result<(), ApplyError> {
+    let Value::Object(object) = &mut *applied else {
+        return Err(ApplyError::Malformed(
+            "an applied configuration must be an object".to_owned(),
+        ));
+    };
+    if let Some(Value::Object(metadata)) = object.get_mut("metadata") {
+        match metadata.remove("managedFields") {
+            None | Some(Value::Null) => {}
+            Some(_) => {
+                return Err(ApplyError::Malformed(
+                    "metadata.managedFields must be nil".to_owned(),
+                ));
+            }
+        }
+        // Nobody applies the time of creation; clients often send it as null.
+        if metadata.get("creationTimestamp").is_some_and(Value::is_null) {
+            metadata.remove("creationTimestamp");
+        }
+    }
+    let described = |problem: String| {
+        let metadata = |name: &str| applied["metadata"][name].as_str().unwrap_or_default();
+        let name = match metadata("namespace") {
+            "" => format!("/{}", metadata("name")),
+            namespace => format!("{namespace}/{}", metadata("name")),
+        };
+        ApplyError::Malformed(format!(
+            "failed to create typed patch object ({name}; {}, Kind={}): {problem}",
+            schema.api_version(),
+            schema.kind()
+        ))
+    };
+    if let Some(field) = schema.unknown_fields(applied).first() {
+        return Err(described(format!(".{field}: field not declared in schema")));
+    }
+    schema
+        .check_types(applied)
+        .map_err(|error| described(error.to_string()))?;
+    walk::check_keys(Slot::root(schema.root()), applied).map_err(described)
+}
+
+/// The one manager of an object that was written before anybody kept track.
+fn before_first_apply(schema: &KindSchema, live: &Value) -> Vec<Entry> {
+    let mut fields = walk::collect(Slot::root(schema.root()), live);
+    strip(&mut fields, None);
+    vec![Entry {
+        manager: "before-first-apply".to_owned(),
+        operation: Operation::Update,
+        api_version: schema.api_version(),
+        subresource: None,
+        time: None,
+        fields,
+    }]
+}
+
+/// Takes the changed fields from the other managers, or says that they are theirs.
+fn take_over(entries: &mut [Entry], changed: &FieldSet, force: bool) -> Result<(), ApplyError> {
+    let mut conflicts = Vec::new();
+    for entry in entries {
+        let contested = entry.fields.intersection(changed);
+        if contested.is_empty() {
+            continue;
+        }
+        if force {
+            entry.fields.subtract(&contested);
+        } else {
+            let message = format!("conflict with {}", entry.described());
+            conflicts.extend(contested.paths().into_iter().map(|field| Conflict {
+                message: message.clone(),
+                field,
+            }));
+        }
+    }
+    if conflicts.is_empty() {
+        Ok(())
+    } else {
+        Err(ApplyError::Conflict(conflicts))
     }
 }
 
 pub(super) fn track_update(
-    _schema: &KindSchema,
-    _live: Option<&Value>,
-    _new: &mut Value,
-    _manager: &Manager<'_>,
+    schema: &KindSchema,
+    live: Option<&Value>,
+    new: &mut Value,
+    manager: &Manager<'_>,
 ) {
+    let sent = new
+        .get("metadata")
+        .and_then(|metadata| metadata.get("managedFields"))
+        .and_then(Value::as_array);
+    let reset = sent.is_some_and(|list| {
+        list.is_empty()
+            || list
+                .iter()
+                .all(|entry| entry.as_object().is_some_and(Map::is_empty))
+    });
+    if reset {
+        managers::write(new, Vec::new());
+        return;
+    }
+    let mut entries = managers::read(new)
+        .or_else(|| managers::read(live?))
+        .unwrap_or_default();
+    let walk::Difference {
+        mut changed,
+        mut removed,
+    } = walk::difference(Slot::root(schema.root()), live, Some(new));
+    strip(&mut changed, manager.subresource);
+    strip(&mut removed, manager.subresource);
+    if changed.is_empty() && removed.is_empty() {
+        managers::write(new, entries);
+        return;
+    }
+    let api_version = schema.api_version();
+    let is_own = |entry: &Entry| entry.is(manager.name, Operation::Update, &api_version, manager.subresource);
+    for entry in entries.iter_mut().filter(|entry| !is_own(entry)) {
+        entry.fields.subtract(&changed);
+    }
+    for entry in &mut entries {
+        entry.fields.subtract(&removed);
+    }
+    if let Some(own) = entries.iter_mut().find(|entry| is_own(entry)) {
+        own.fields.union(changed);
+        own.time = Some(manager.time.to_owned());
+    } else {
+        entries.push(Entry {
+            manager: manager.name.to_owned(),
+            operation: Operation::Update,
+            api_version,
+            subresource: manager.subresource.map(str::to_owned),
+            time: Some(manager.time.to_owned()),
+            fields: changed,
+        });
+    }
+    managers::write(new, entries);
 }
+
+#[cfg(test)]
+mod tests;

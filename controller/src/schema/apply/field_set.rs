@@ -14,7 +14,10 @@ pub(super) struct FieldSet {
 
 impl FieldSet {
     pub(super) fn leaf() -> Self {
-        Self { member: true, children: BTreeMap::new() }
+        Self {
+            member: true,
+            children: BTreeMap::new(),
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -51,7 +54,10 @@ impl FieldSet {
             let common = child.intersection(other.children.get(step)?);
             (!common.is_empty()).then(|| (step.clone(), common))
         });
-        Self { member: self.member && other.member, children: children.collect() }
+        Self {
+            member: self.member && other.member,
+            children: children.collect(),
+        }
     }
 
     /// Takes out the path and everything below it.
@@ -113,7 +119,8 @@ impl FieldSet {
                 }
                 Some(("k", keys)) => {
                     let keys: Map<String, Value> = serde_json::from_str(keys).unwrap_or_default();
-                    let keys: Vec<String> = keys.iter().map(|(key, value)| format!("{key}={value}")).collect();
+                    let keys: Vec<String> =
+                        keys.iter().map(|(key, value)| format!("{key}={value}")).collect();
                     path.push_str(&format!("[{}]", keys.join(",")));
                 }
                 Some(("v", value)) => path.push_str(&format!("[={value}]")),

@@ -28,7 +28,10 @@ impl Slot {
     }
 
     fn of(field: &'static Field) -> Self {
-        Self { shape: field.shape.unwrapped(), field: Some(field) }
+        Self {
+            shape: field.shape.unwrapped(),
+            field: Some(field),
+        }
     }
 
     fn merging(self) -> Merging {
@@ -36,14 +39,25 @@ impl Slot {
         match self.shape {
             Shape::Struct(id) => {
                 let definition = id.definition();
-                if atomic.unwrap_or(definition.atomic) { Merging::Atomic } else { Merging::Struct(definition) }
+                if atomic.unwrap_or(definition.atomic) {
+                    Merging::Atomic
+                } else {
+                    Merging::Struct(definition)
+                }
             }
-            Shape::Map(inner) if atomic != Some(true) => {
-                Merging::Map(Self { shape: inner.unwrapped(), field: None })
-            }
+            Shape::Map(inner) if atomic != Some(true) => Merging::Map(Self {
+                shape: inner.unwrapped(),
+                field: None,
+            }),
             Shape::List(inner) => match self.field.and_then(|field| field.list_type.as_ref()) {
                 Some(ListType::Set) => Merging::Set,
-                Some(ListType::Map(keys)) => Merging::Keyed(keys, Self { shape: inner.unwrapped(), field: None }),
+                Some(ListType::Map(keys)) => Merging::Keyed(
+                    keys,
+                    Self {
+                        shape: inner.unwrapped(),
+                        field: None,
+                    },
+                ),
                 Some(ListType::Atomic) | None => Merging::Atomic,
             },
             _ => Merging::Atomic,
@@ -52,7 +66,13 @@ impl Slot {
 
     /// The slot of a struct's field; a field that the schema does not have is one value.
     fn child(definition: &TypeDef, name: &str) -> Self {
-        definition.field(name).map_or(Self { shape: Shape::Raw, field: None }, Self::of)
+        definition.field(name).map_or(
+            Self {
+                shape: Shape::Raw,
+                field: None,
+            },
+            Self::of,
+        )
     }
 
     /// Whether absence shows: the value is a pointer, a map or a list that is left out when empty.
@@ -76,7 +96,12 @@ fn key_step(keys: &[&str], item: Slot, value: &Value) -> Option<String> {
             Shape::Struct(id) => id.definition().field(key).and_then(|field| field.default.clone()),
             _ => None,
         };
-        if let Some(part) = value.get(*key).filter(|part| !part.is_null()).cloned().or_else(default) {
+        if let Some(part) = value
+            .get(*key)
+            .filter(|part| !part.is_null())
+            .cloned()
+            .or_else(default)
+        {
             found.insert((*key).to_owned(), part);
         }
     }
@@ -159,18 +184,29 @@ pub(super) fn difference(slot: Slot, old: Option<&Value>, new: Option<&Value>) -
     }
     match (slot.merging(), old_value, new_value) {
         (Merging::Struct(definition), Value::Object(old), Value::Object(new)) => {
-            for name in old.keys().chain(new.keys().filter(|name| !old.contains_key(*name))) {
-                found.add(step(name), difference(Slot::child(definition, name), old.get(name), new.get(name)));
+            for name in old
+                .keys()
+                .chain(new.keys().filter(|name| !old.contains_key(*name)))
+            {
+                found.add(
+                    step(name),
+                    difference(Slot::child(definition, name), old.get(name), new.get(name)),
+                );
             }
         }
         (Merging::Map(inner), Value::Object(old), Value::Object(new)) => {
-            for name in old.keys().chain(new.keys().filter(|name| !old.contains_key(*name))) {
+            for name in old
+                .keys()
+                .chain(new.keys().filter(|name| !old.contains_key(*name)))
+            {
                 found.add(step(name), difference(inner, old.get(name), new.get(name)));
             }
         }
         (Merging::Keyed(keys, inner), Value::Array(old), Value::Array(new)) => {
             let find = |items: &'_ [Value], wanted: &str| -> Option<usize> {
-                items.iter().position(|item| key_step(keys, inner, item).as_deref() == Some(wanted))
+                items
+                    .iter()
+                    .position(|item| key_step(keys, inner, item).as_deref() == Some(wanted))
             };
             for item in old {
                 if let Some(step) = key_step(keys, inner, item) {
@@ -212,7 +248,10 @@ pub(super) fn merge(slot: Slot, live: Option<&Value>, applied: &Value) -> Value 
         (Merging::Struct(definition), Some(Value::Object(live)), Value::Object(applied)) => {
             let mut merged = live.clone();
             for (name, value) in applied {
-                merged.insert(name.clone(), merge(Slot::child(definition, name), live.get(name), value));
+                merged.insert(
+                    name.clone(),
+                    merge(Slot::child(definition, name), live.get(name), value),
+                );
             }
             Value::Object(merged)
         }
@@ -234,30 +273,36 @@ pub(super) fn merge(slot: Slot, live: Option<&Value>, applied: &Value) -> Value 
     }
 }
 
-/// Items in the order of the live list, with the places of those applied filled in the order applied; new ones last.
+/// Items in the order applied; those that only the live list has keep their places between them.
 fn merge_keyed(keys: &[&str], inner: Slot, live: &[Value], applied: &[Value]) -> Vec<Value> {
     let steps = |items: &[Value]| -> Vec<Option<String>> {
         items.iter().map(|item| key_step(keys, inner, item)).collect()
     };
     let (live_steps, applied_steps) = (steps(live), steps(applied));
-    let place = |wanted: &Option<String>, steps: &[Option<String>]| {
-        wanted.as_ref().and_then(|wanted| steps.iter().position(|step| step.as_ref() == Some(wanted)))
-    };
-    let mut common =
-        applied.iter().zip(&applied_steps).filter_map(|(item, step)| Some((item, place(step, &live_steps)?)));
+    let only_live = |at: usize| live_steps[at].is_none() || !applied_steps.contains(&live_steps[at]);
     let mut merged = Vec::with_capacity(live.len() + applied.len());
-    for (item, step) in live.iter().zip(&live_steps) {
-        match place(step, &applied_steps) {
-            None => merged.push(item.clone()),
-            Some(_) => {
-                if let Some((item, at)) = common.next() {
-                    merged.push(merge(inner, Some(&live[at]), item));
-                }
+    let mut next = 0;
+    for (item, step) in applied.iter().zip(&applied_steps) {
+        while next < live.len() && only_live(next) {
+            merged.push(live[next].clone());
+            next += 1;
+        }
+        match live_steps
+            .iter()
+            .position(|other| other.is_some() && other == step)
+        {
+            Some(at) => {
+                merged.push(merge(inner, Some(&live[at]), item));
+                next += 1;
             }
+            None => merged.push(item.clone()),
         }
     }
-    let new = applied.iter().zip(&applied_steps).filter(|(_, step)| place(step, &live_steps).is_none());
-    merged.extend(new.map(|(item, _)| item.clone()));
+    merged.extend(
+        (next..live.len())
+            .filter(|at| only_live(*at))
+            .map(|at| live[at].clone()),
+    );
     merged
 }
 
@@ -275,8 +320,12 @@ pub(super) fn remove(slot: Slot, value: &mut Value, gone: &FieldSet, kept: &Fiel
         }
         (Merging::Keyed(keys, inner), Value::Array(items)) => {
             items.retain_mut(|item| {
-                let Some(step) = key_step(keys, inner, item) else { return true };
-                let Some(gone) = gone.children.get(&step) else { return true };
+                let Some(step) = key_step(keys, inner, item) else {
+                    return true;
+                };
+                let Some(gone) = gone.children.get(&step) else {
+                    return true;
+                };
                 match kept.children.get(&step) {
                     None if gone.member => false,
                     kept => {
@@ -301,12 +350,21 @@ pub(super) fn remove(slot: Slot, value: &mut Value, gone: &FieldSet, kept: &Fiel
     }
 }
 
-fn remove_entries(object: &mut Map<String, Value>, gone: &FieldSet, kept: &FieldSet, slot: impl Fn(&str) -> Slot) {
+fn remove_entries(
+    object: &mut Map<String, Value>,
+    gone: &FieldSet,
+    kept: &FieldSet,
+    slot: impl Fn(&str) -> Slot,
+) {
     let nothing = FieldSet::default();
     for (step, gone) in &gone.children {
-        let Some(name) = step.strip_prefix("f:") else { continue };
+        let Some(name) = step.strip_prefix("f:") else {
+            continue;
+        };
         let kept = kept.children.get(step);
-        let Some(value) = object.get_mut(name) else { continue };
+        let Some(value) = object.get_mut(name) else {
+            continue;
+        };
         let emptied = if gone.member && kept.is_none() {
             true
         } else {
@@ -315,5 +373,51 @@ fn remove_entries(object: &mut Map<String, Value>, gone: &FieldSet, kept: &Field
         if emptied {
             object.remove(name);
         }
+    }
+}
+
+/// Every item of a keyed list must have its keys, and no two the same.
+pub(super) fn check_keys(slot: Slot, value: &Value) -> Result<(), String> {
+    match (slot.merging(), value) {
+        (Merging::Struct(definition), Value::Object(object)) => {
+            object.iter().try_for_each(|(name, value)| {
+                check_keys(Slot::child(definition, name), value)
+                    .map_err(|problem| format!(".{name}{problem}"))
+            })
+        }
+        (Merging::Map(inner), Value::Object(object)) => object.iter().try_for_each(|(name, value)| {
+            check_keys(inner, value).map_err(|problem| format!(".{name}{problem}"))
+        }),
+        (Merging::Keyed(keys, inner), Value::Array(items)) => {
+            let mut seen = Vec::new();
+            for (index, item) in items.iter().enumerate() {
+                let step = key_step(keys, inner, item).ok_or_else(|| {
+                    let names: Vec<String> = keys.iter().map(|key| format!("{key:?}")).collect();
+                    let names = names.join(", ");
+                    format!(
+                        ": element {index}: associative list with keys has an element that omits key field {names} \
+                         (and doesn't have default value)"
+                    )
+                })?;
+                if seen.contains(&step) {
+                    let mut one = FieldSet::default();
+                    one.insert(step, FieldSet::leaf());
+                    return Err(format!(": duplicate entries for key {}", one.paths().concat()));
+                }
+                check_keys(inner, item).map_err(|problem| format!("[{index}]{problem}"))?;
+                seen.push(step);
+            }
+            Ok(())
+        }
+        (Merging::Set, Value::Array(items)) => {
+            let duplicate = items
+                .iter()
+                .enumerate()
+                .find(|(index, item)| items[..*index].contains(item));
+            duplicate.map_or(Ok(()), |(_, item)| {
+                Err(format!(": duplicate entries for key [={item}]"))
+            })
+        }
+        _ => Ok(()),
     }
 }
