@@ -92,7 +92,16 @@ impl Process {
     /// If it has ended already.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         kill(Pid::from_raw(self.pid.cast_signed()), signal)
-            .with_context(|| format!("{signal} to {}", self.name))
+            .with_context(|| format!("{signal} to {}", self.name))?;
+        if signal == Signal::SIGCONT {
+            self.wake_outer();
+        }
+        Ok(())
+    }
+
+    /// `nsenter` stops itself when its child is stopped, and would not see the child's end.
+    fn wake_outer(&self) {
+        let _ = kill(Pid::from_raw(self.outer.id().cast_signed()), Signal::SIGCONT);
     }
 
     /// Ends it with SIGKILL and waits until it is gone.
@@ -102,6 +111,7 @@ impl Process {
     pub fn kill_9(&mut self) -> Result<()> {
         if self.is_running() {
             let _ = self.signal(Signal::SIGKILL);
+            self.wake_outer();
         }
         self.outer
             .wait()
