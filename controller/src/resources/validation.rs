@@ -1,8 +1,16 @@
 //! What is wrong with an object, in the words of a Kubernetes server, and the checks that several kinds share.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use crate::selector::{label_key_problem, label_value_problem};
+
+mod container;
+mod pod;
+mod volume;
+
+pub(crate) use pod::pod_spec;
 
 /// The kind of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +25,8 @@ pub enum Reason {
     Forbidden,
     /// A value is there twice.
     Duplicate,
+    /// A value names what is not there.
+    NotFound,
 }
 
 /// One problem.
@@ -39,6 +49,7 @@ impl Problem {
             Reason::NotSupported => "FieldValueNotSupported",
             Reason::Forbidden => "FieldValueForbidden",
             Reason::Duplicate => "FieldValueDuplicate",
+            Reason::NotFound => "FieldValueNotFound",
         };
         json!({"reason": reason, "message": self.message, "field": self.field})
     }
@@ -84,6 +95,11 @@ impl Problems {
     /// A field may not be set or changed.
     pub fn forbidden(&mut self, field: &str, detail: &str) {
         self.add(Reason::Forbidden, field, with_detail("Forbidden", detail));
+    }
+
+    /// A value names what is not there.
+    pub fn not_found(&mut self, field: &str, value: &Value) {
+        self.add(Reason::NotFound, field, format!("Not found: {value}"));
     }
 
     /// A value is there twice.
@@ -247,101 +263,36 @@ pub(crate) fn immutable(new: &Value, old: Option<&Value>, path: &str, problems: 
     }
 }
 
-/// Checks a pod's spec, in a pod or in a template; `at` is its path.
-pub(crate) fn pod_spec(spec: &Value, at: &str, problems: &mut Problems) {
-    if spec["containers"].as_array().is_none_or(Vec::is_empty) {
-        problems.required(&format!("{at}.containers"), "");
-    }
-    let mut volumes = Vec::new();
-    for (index, volume) in spec["volumes"].as_array().into_iter().flatten().enumerate() {
-        let field = format!("{at}.volumes[{index}].name");
-        name_in(&volume["name"], &field, &volumes, problems);
-        volumes.push(volume["name"].clone());
-    }
-    let mut names = Vec::new();
-    for list in ["initContainers", "containers"] {
-        for (index, container) in spec[list].as_array().into_iter().flatten().enumerate() {
-            let field = format!("{at}.{list}[{index}]");
-            name_in(&container["name"], &format!("{field}.name"), &names, problems);
-            names.push(container["name"].clone());
-            if container["image"].as_str().unwrap_or_default().is_empty() && at != "spec.template.spec" {
-                problems.required(&format!("{field}.image"), "");
-            } else if container["image"].as_str().unwrap_or_default().is_empty() {
-                problems.required(&format!("{field}.image"), "");
-            }
-            for (number, mount) in container["volumeMounts"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .enumerate()
-            {
-                let field = format!("{field}.volumeMounts[{number}].name");
-                if !volumes.contains(&mount["name"]) {
-                    let message = format!("Not found: {}", mount["name"]);
-                    problems.add(Reason::Invalid, &field, message);
-                }
-            }
-            for (number, port) in container["ports"].as_array().into_iter().flatten().enumerate() {
-                let value = port["containerPort"].as_i64().unwrap_or_default();
-                if !(1..=65535).contains(&value) {
-                    let field = format!("{field}.ports[{number}].containerPort");
-                    problems.invalid(&field, &json!(value), "must be between 1 and 65535, inclusive");
-                }
-            }
-            resources(&container["resources"], &format!("{field}.resources"), problems);
-        }
-    }
-    supported(
-        spec,
-        at,
-        "restartPolicy",
-        &["Always", "OnFailure", "Never"],
-        problems,
-    );
-    let policies = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
-    supported(spec, at, "dnsPolicy", &policies, problems);
+/// The text of a value; absent and other than text is empty.
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
 }
 
-fn resources(resources: &Value, at: &str, problems: &mut Problems) {
-    use crate::quantity::Quantity;
-    for list in ["limits", "requests"] {
-        for (name, value) in resources[list].as_object().into_iter().flatten() {
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            let field = format!("{at}.{list}[{name}]");
-            match text.parse::<Quantity>() {
-                Ok(quantity) if quantity < Quantity::ZERO => {
-                    problems.invalid(&field, value, "must be greater than or equal to 0");
-                }
-                Ok(quantity) if list == "requests" => {
-                    let limit = &resources["limits"][name];
-                    let limit = limit.as_str().and_then(|limit| limit.parse::<Quantity>().ok());
-                    if let Some(limit) = limit.filter(|limit| quantity > *limit) {
-                        let detail = format!("must be less than or equal to {name} limit of {limit}");
-                        problems.invalid(&format!("{at}.requests"), value, &detail);
-                    }
-                }
-                Ok(_) => {}
-                Err(error) => problems.invalid(&field, value, &error.to_string()),
-            }
-        }
-    }
+fn is_set(value: &Value) -> bool {
+    !text(value).is_empty()
 }
 
-fn name_in(name: &Value, field: &str, before: &[Value], problems: &mut Problems) {
-    let text = name.as_str().unwrap_or_default();
-    if text.is_empty() {
+/// The items of a list with their paths.
+fn items<'a>(list: &'a Value, at: &str) -> impl Iterator<Item = (String, &'a Value)> {
+    let items = list.as_array().into_iter().flatten().enumerate();
+    items.map(move |(index, item)| (format!("{at}[{index}]"), item))
+}
+
+/// A name that must be there, a DNS label, and not among those before; it joins them.
+fn name_in<'a>(name: &'a Value, field: &str, before: &mut BTreeSet<&'a str>, problems: &mut Problems) {
+    if !is_set(name) {
         problems.required(field, "");
-    } else if let Some(problem) = label_problem(text) {
+    } else if let Some(problem) = label_problem(text(name)) {
         problems.invalid(field, name, &problem);
-    } else if before.contains(name) {
+    } else if !before.insert(text(name)) {
         problems.duplicate(field, name);
     }
 }
 
-fn supported(spec: &Value, at: &str, key: &str, known: &[&str], problems: &mut Problems) {
-    if let Some(value) = spec[key].as_str()
+fn supported(object: &Value, at: &str, key: &str, known: &[&str], problems: &mut Problems) {
+    if let Some(value) = object[key].as_str()
         && !known.contains(&value)
     {
-        problems.not_supported(&format!("{at}.{key}"), &spec[key], known);
+        problems.not_supported(&format!("{at}.{key}"), &object[key], known);
     }
 }
