@@ -397,12 +397,10 @@ impl<V: Cached> Inner<V> {
     }
 }
 
-/// Drops what no controller reads from an object's metadata.
+/// Drops what no controller reads from an object's metadata, and what a server keeps if it is absent from a write: objects are
+/// written back as they are here.
 pub fn slim(meta: &mut ObjectMeta) {
     meta.managed_fields = None;
-    if let Some(annotations) = &mut meta.annotations {
-        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
-    }
 }
 
 #[cfg(test)]

@@ -283,7 +283,7 @@ fn continued(call: &Call, filter: &Filter, token: &str, limit: usize) -> Result<
              list.",
         );
         let fresh = Token { revision: 0, ..token };
-        error.details = json!({"continue": fresh.encode()});
+        error.go_on = Some(fresh.encode());
         return Err(error);
     };
     let start = items.partition_point(|object| key(call.resource, object) <= token.last_key);

@@ -20,6 +20,8 @@ pub struct ApiError {
     pub message: String,
     /// What it is about.
     pub details: Value,
+    /// A token with which a list can go on all the same.
+    pub go_on: Option<String>,
 }
 
 impl ApiError {
@@ -29,6 +31,7 @@ impl ApiError {
             reason,
             message: message.into(),
             details: Value::Null,
+            go_on: None,
         }
     }
 
@@ -246,6 +249,9 @@ impl ApiError {
         });
         if !self.details.is_null() {
             status["details"] = self.details.clone();
+        }
+        if let Some(token) = &self.go_on {
+            status["metadata"]["continue"] = json!(token);
         }
         status
     }

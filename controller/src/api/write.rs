@@ -412,6 +412,10 @@ fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Opt
     {
         return Err(ApiError::stale(resource, name));
     }
+    // Absent managers mean that the client does not care; an empty list forgets them.
+    if new["metadata"]["managedFields"].is_null() {
+        objects::copy(&mut new["metadata"], &old["metadata"], "managedFields");
+    }
     match resource.subresource(&call.path.subresource) {
         Some(Subresource::Status) => new = objects::with_status_of(old, &new),
         Some(Subresource::Approval) => {
@@ -424,6 +428,7 @@ fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Opt
             finalized["spec"] = new["spec"].clone();
             new = finalized;
         }
+        Some(Subresource::Binding) => {}
         _ if resource.has_status() => objects::copy(&mut new, old, "status"),
         _ => {}
     }

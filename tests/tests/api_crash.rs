@@ -1,0 +1,220 @@
+//! `kill -9` of the controller at random moments: whatever it acknowledged is there afterwards, nothing is there twice or
+//! by halves, and revisions go on.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Child, Command};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config};
+use serde_json::json;
+use tempfile::TempDir;
+use weft_lab::wait::wait_for;
+
+/// How often it is killed.
+const CRASHES: u32 = 12;
+/// Writers at a time.
+const WRITERS: usize = 8;
+/// A writer that finds the server dead waits this long.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What is known of one object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Known {
+    /// Its value was acknowledged.
+    Is(u64),
+    /// It was acknowledged to be gone.
+    Gone,
+    /// A write was on its way when the server died: either.
+    Either(Box<Known>, Box<Known>),
+}
+
+impl Known {
+    fn fits(&self, found: Option<u64>) -> bool {
+        match self {
+            Known::Is(value) => found == Some(*value),
+            Known::Gone => found.is_none(),
+            Known::Either(before, after) => before.fits(found) || after.fits(found),
+        }
+    }
+}
+
+type Ledger = Arc<Mutex<BTreeMap<String, Known>>>;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn acknowledged_writes_survive_any_crash() -> Result<()> {
+    let directory = TempDir::with_prefix("weft-crash-")?;
+    let ledger = Ledger::default();
+    let mut last_revision = 0;
+    for crash in 0..CRASHES {
+        let mut server = spawn(directory.path())?;
+        let client = connect(directory.path()).await?;
+        let found = check(&client, &ledger)
+            .await
+            .with_context(|| format!("after crash {crash}"))?;
+        ensure!(
+            found >= last_revision,
+            "revisions went back: {found} after {last_revision}"
+        );
+        last_revision = found;
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                tokio::spawn(write_until_dead(
+                    client.clone(),
+                    writer,
+                    crash,
+                    Arc::clone(&ledger),
+                ))
+            })
+            .collect();
+        // Moments spread over a range of commits; no two runs hit the same.
+        let moment = 30 + u64::from(crash) * 37 + u64::from(std::process::id() % 29);
+        tokio::time::sleep(Duration::from_millis(moment)).await;
+        server.kill()?;
+        server.wait()?;
+        for writer in writers {
+            last_revision = last_revision.max(writer.await??);
+        }
+    }
+    let mut server = spawn(directory.path())?;
+    let checked = check(&connect(directory.path()).await?, &ledger).await;
+    server.kill()?;
+    server.wait()?;
+    checked?;
+    let written = ledger.lock().unwrap_or_else(PoisonError::into_inner).len();
+    ensure!(written >= WRITERS, "only {written} objects were ever written");
+    Ok(())
+}
+
+/// Creates, changes and deletes objects of its own until the server is gone; yields the last revision it was told.
+async fn write_until_dead(client: Client, writer: usize, crash: u32, ledger: Ledger) -> Result<u64> {
+    let api: Api<ConfigMap> = Api::default_namespaced(client);
+    let mut last = 0;
+    for step in 0_u64.. {
+        let name = format!("w{writer}-{}", step % 5);
+        let value = u64::from(crash) * 1_000_000 + step;
+        let before = ledger
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&name)
+            .cloned();
+        let before = before.unwrap_or(Known::Gone);
+        let object: ConfigMap = serde_json::from_value(json!({
+            "metadata": {"name": name}, "data": {"v": value.to_string(), "w": value.to_string()},
+        }))?;
+        let remove = step % 7 == 6;
+        let after = if remove { Known::Gone } else { Known::Is(value) };
+        let set = |known: Known| {
+            ledger
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(name.clone(), known);
+        };
+        set(Known::Either(Box::new(before.clone()), Box::new(after.clone())));
+        let written = if remove {
+            api.delete(&name, &DeleteParams::default()).await.map(drop)
+        } else {
+            let replaced = match api.replace(&name, &PostParams::default(), &object).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => {
+                    api.create(&PostParams::default(), &object).await
+                }
+                other => other,
+            };
+            replaced.map(|object| {
+                let version = object.metadata.resource_version.unwrap_or_default();
+                last = last.max(version.parse().unwrap_or_default());
+            })
+        };
+        match written {
+            Ok(()) => set(after),
+            Err(kube::Error::Api(status)) if remove && status.code == 404 => set(Known::Gone),
+            Err(kube::Error::Api(status)) if status.code < 500 => {
+                anyhow::bail!("{name} was refused: {status:?}")
+            }
+            Err(_) => return Ok(last),
+        }
+    }
+    Ok(last)
+}
+
+/// Compares what is there with what was acknowledged, and settles what was uncertain.
+async fn check(client: &Client, ledger: &Ledger) -> Result<u64> {
+    let api: Api<ConfigMap> = Api::default_namespaced(client.clone());
+    let list = api.list(&ListParams::default()).await?;
+    let mut found = BTreeMap::new();
+    for map in list.items {
+        let data = map.data.unwrap_or_default();
+        let name = map.metadata.name.unwrap_or_default();
+        if !name.starts_with('w') {
+            continue;
+        }
+        ensure!(data.get("v") == data.get("w"), "{name} was written by halves");
+        let value: u64 = data.get("v").context("no value")?.parse()?;
+        ensure!(
+            found.insert(name.clone(), value).is_none(),
+            "{name} is there twice"
+        );
+    }
+    let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
+    for (name, known) in ledger.iter_mut() {
+        let value = found.remove(name);
+        ensure!(
+            known.fits(value),
+            "{name}: {known:?} was acknowledged, {value:?} is there"
+        );
+        *known = value.map_or(Known::Gone, Known::Is);
+    }
+    ensure!(found.is_empty(), "nobody wrote {found:?}");
+    Ok(list.metadata.resource_version.context("no revision")?.parse()?)
+}
+
+fn spawn(directory: &Path) -> Result<Child> {
+    let ready = directory.join("ready");
+    let _ = fs::remove_file(&ready);
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(directory.join("log"))?;
+    let mut child = Command::new(weft_lab::binaries::find("weft")?)
+        .args([
+            "controller",
+            "--api-only",
+            "--listen",
+            "127.0.0.1:0",
+            "--data-dir",
+        ])
+        .arg(directory.join("data"))
+        .arg("--ready-file")
+        .arg(&ready)
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()?;
+    let started = wait_for("the API to be ready", Duration::from_secs(20), || {
+        fs::read_to_string(&ready).ok().filter(|text| !text.is_empty())
+    });
+    if started.is_err() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    started.with_context(|| fs::read_to_string(directory.join("log")).unwrap_or_default())?;
+    Ok(child)
+}
+
+async fn connect(directory: &Path) -> Result<Client> {
+    let kubeconfig = Kubeconfig::read_from(directory.join("data/admin.kubeconfig"))?;
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    let client = Client::try_from(config)?;
+    for _ in 0..50 {
+        if client.apiserver_version().await.is_ok() {
+            break;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(client)
+}

@@ -1,0 +1,8 @@
+//! The API server as clients meet it: the real program over TLS, driven by `kubectl`, by kube-rs and by hand.
+
+mod identity;
+mod kubectl;
+mod objects;
+mod refusals;
+mod server;
+mod watching;
