@@ -642,8 +642,8 @@ impl Worker {
                 self.patched = Some(status);
                 Ok(())
             }
-            // Deleted, or another pod of that name: the watch tells.
-            Err(kube::Error::Api(error)) if matches!(error.code, 404 | 409) => Ok(()),
+            // Deleted: the watch tells.
+            Err(kube::Error::Api(error)) if error.code == 404 => Ok(()),
             Err(error) => Err(StepError::Status(error)),
         }
     }
