@@ -68,7 +68,8 @@ pub struct Cluster {
     pub client: Client,
     /// The underlay.
     pub fabric: Fabric,
-    control: Control,
+    /// The controller and its machine.
+    pub control: Control,
     join: JoinOptions,
     options: ClusterOptions,
     lab: Lab,
@@ -189,11 +190,6 @@ impl Cluster {
     /// The lab that it runs in.
     pub fn lab(&self) -> &Lab {
         &self.lab
-    }
-
-    /// The controller's machine.
-    pub fn control(&mut self) -> &mut Control {
-        &mut self.control
     }
 
     /// A node's number by its name.

@@ -57,15 +57,15 @@ pub fn write_image(path: &Path) -> Result<()> {
         .write(path)
 }
 
-/// Runs the demo in `lab`; whoever holds the lab may end it at any moment.
+/// Runs the demo in `lab`, or, with `hold`, only its first part and then waits; whoever holds the lab may end it at any moment.
 ///
 /// # Errors
 /// If anything did not hold.
-pub fn run(lab: Lab) -> Result<()> {
+pub fn run(lab: Lab, hold: bool) -> Result<()> {
     let id = lab.id().to_owned();
     let screen = Screen::new();
     let start = Instant::now();
-    let outcome = show(lab.clone(), screen);
+    let outcome = show(lab.clone(), screen, hold);
     if outcome.is_err() {
         // Before the logs are removed.
         eprintln!("{}", lab.log_tails(20));
@@ -88,7 +88,7 @@ pub fn run(lab: Lab) -> Result<()> {
     Ok(())
 }
 
-fn show(lab: Lab, screen: Screen) -> Result<()> {
+fn show(lab: Lab, screen: Screen, hold: bool) -> Result<()> {
     screen.title("three nodes, one controller");
     let mut options = ClusterOptions::new("demo");
     options.nodes = 3;
@@ -130,6 +130,9 @@ fn show(lab: Lab, screen: Screen) -> Result<()> {
     }
     screen.good(&line);
     show_pods(screen, &pods);
+    if hold {
+        return look_around(&cluster, screen);
+    }
     check_all(&cluster, screen, &pods, &[])?;
 
     // The pod on the node's network has no owner which would place it anew.
@@ -142,6 +145,32 @@ fn show(lab: Lab, screen: Screen) -> Result<()> {
         .find(|at| cluster.nodes[*at].name() != edge.node)
         .context("a node without it")?;
     lose_and_heal(&mut cluster, screen, victim)
+}
+
+/// Says how to enter the machines, and waits until a signal ends the lab.
+fn look_around(cluster: &Cluster, screen: Screen) -> Result<()> {
+    screen.title("everything stays as it is until Ctrl-C");
+    let control = cluster.control.machine();
+    let machines = cluster
+        .nodes
+        .iter()
+        .map(crate::node::Node::machine)
+        .chain([control]);
+    for machine in machines {
+        screen.note(&format!(
+            "{:8}  nsenter --target {} --all",
+            machine.name(),
+            machine.holder_pid()
+        ));
+    }
+    screen.note(&format!(
+        "on control: export KUBECONFIG={}",
+        cluster.control.kubeconfig().display()
+    ));
+    while control.is_alive() {
+        std::thread::park_timeout(Duration::from_secs(1));
+    }
+    Ok(())
 }
 
 fn lose_and_heal(cluster: &mut Cluster, screen: Screen, victim: usize) -> Result<()> {

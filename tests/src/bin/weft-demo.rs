@@ -15,6 +15,9 @@ struct Cli {
     /// Only writes the demo's container image to this file.
     #[arg(long)]
     write_image: Option<PathBuf>,
+    /// Stops when the pods are ready and waits for Ctrl-C, to look around.
+    #[arg(long)]
+    hold: bool,
 }
 
 fn main() -> ExitCode {
@@ -43,5 +46,5 @@ fn run(cli: &Cli) -> Result<()> {
             std::process::exit(128 + signal as i32);
         }
     });
-    demo::run(lab)
+    demo::run(lab, cli.hold)
 }
