@@ -52,6 +52,8 @@ pub struct Limits {
     pub requests: usize,
     /// Watches.
     pub watches: usize,
+    /// How long a pod stays on a node that is lost, unless it says otherwise.
+    pub toleration_seconds: u64,
 }
 
 impl Default for Limits {
@@ -62,6 +64,7 @@ impl Default for Limits {
             requests: 600,
             // Each costs a task and a socket; a node needs four.
             watches: 16_384,
+            toleration_seconds: 300,
         }
     }
 }
@@ -74,7 +77,7 @@ pub struct Server {
     pub(crate) watches: Arc<Semaphore>,
     pub(crate) snapshots: read::Snapshots,
     pub(crate) counters: Counters,
-    limits: Limits,
+    pub(crate) limits: Limits,
     requests: Arc<Semaphore>,
     address: String,
 }

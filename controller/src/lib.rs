@@ -94,7 +94,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     let server = api::Server::new(
         store,
         Arc::clone(&authority),
-        api::Limits::default(),
+        api::Limits {
+            toleration_seconds: config.controllers.pod_eviction_timeout.as_secs(),
+            ..api::Limits::default()
+        },
         address.clone(),
         shutdown.clone(),
     );

@@ -1,8 +1,8 @@
 //! A whole cluster: a controller on a machine of its own, and nodes that joined it.
 
-use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fs, thread};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
@@ -184,6 +184,23 @@ impl Cluster {
                 bail!("its condition Ready is {status:?}");
             }
             Ok(())
+        })
+    }
+
+    /// Loads an image archive into every node's store.
+    ///
+    /// # Errors
+    /// If a node refuses it.
+    pub fn load_image(&self, archive: &Path) -> Result<()> {
+        thread::scope(|scope| {
+            let loads: Vec<_> = self
+                .nodes
+                .iter()
+                .map(|node| scope.spawn(move || node.load_image(archive)))
+                .collect();
+            loads
+                .into_iter()
+                .try_for_each(|load| load.join().expect("loading does not panic"))
         })
     }
 

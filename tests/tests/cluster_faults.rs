@@ -54,9 +54,7 @@ fn replicas_of_a_dead_node_run_elsewhere_and_it_may_come_back() -> Result<()> {
     let mut cluster = Cluster::start(options)?;
     let archive = cluster.lab().root().join("probe.tar");
     demo::write_image(&archive)?;
-    for node in &cluster.nodes {
-        node.load_image(&archive)?;
-    }
+    cluster.load_image(&archive)?;
     cluster.client.apply(json!({
         "apiVersion": "apps/v1", "kind": "Deployment",
         "metadata": {"name": "web", "namespace": "default"},

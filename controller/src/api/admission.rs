@@ -19,7 +19,28 @@ pub(super) fn on_create(call: &Call, object: &mut Value) -> Result<(), ApiError>
         signing::approve_and_sign(&call.server.authority, &call.identity, object, &now)
             .map_err(|error| ApiError::bad_request(format!("spec.request: {error}")))?;
     }
+    if call.resource.storage == "pods" {
+        let seconds = call.server.limits.toleration_seconds;
+        for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+            tolerate(&mut object["spec"], key, seconds);
+        }
+    }
     Ok(())
+}
+
+/// A pod outlives the loss of its node by this long unless it says otherwise.
+fn tolerate(spec: &mut Value, key: &str, seconds: u64) {
+    let tolerated = |toleration: &Value| {
+        let about = toleration["key"].as_str().unwrap_or_default();
+        let effect = toleration["effect"].as_str().unwrap_or_default();
+        (about == key || about.is_empty()) && (effect == "NoExecute" || effect.is_empty())
+    };
+    let wanted = json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds});
+    match spec["tolerations"].as_array_mut() {
+        Some(list) if list.iter().any(tolerated) => {}
+        Some(list) => list.push(wanted),
+        None => spec["tolerations"] = json!([wanted]),
+    }
 }
 
 /// On every write.

@@ -12,24 +12,6 @@ pub(super) fn prepare(pod: &mut Value) {
         spec["serviceAccountName"] = json!("default");
     }
     spec["serviceAccount"] = spec["serviceAccountName"].clone();
-    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
-        tolerate(spec, key);
-    }
-}
-
-/// A pod outlives the loss of its node by five minutes unless it says otherwise.
-fn tolerate(spec: &mut Value, key: &str) {
-    let tolerated = |toleration: &Value| {
-        let about = toleration["key"].as_str().unwrap_or_default();
-        let effect = toleration["effect"].as_str().unwrap_or_default();
-        (about == key || about.is_empty()) && (effect == "NoExecute" || effect.is_empty())
-    };
-    let wanted = json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300});
-    match spec["tolerations"].as_array_mut() {
-        Some(list) if list.iter().any(tolerated) => {}
-        Some(list) => list.push(wanted),
-        None => spec["tolerations"] = json!([wanted]),
-    }
 }
 
 fn qos_class(spec: &Value) -> &'static str {
