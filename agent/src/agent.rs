@@ -137,6 +137,8 @@ fn lock(config: &Config) -> Result<File, AgentError> {
 
 async fn work(shared: &Arc<Shared>) -> Result<(), AgentError> {
     let status_listener = cni_server::listen(&shared.config.status_socket)?;
+    status::note_socket(&shared.config.state_dir, &shared.config.status_socket)
+        .map_err(|error| AgentError::StateDir(shared.config.state_dir.clone(), error))?;
     start_status(shared, status_listener);
     start_events(shared);
     start_api(shared);

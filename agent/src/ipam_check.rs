@@ -26,9 +26,9 @@ pub enum IpamCommand {
         /// The agent's state directory
         #[arg(long, env = "WEFT_STATE_DIR", default_value = "/var/lib/weft")]
         state_dir: PathBuf,
-        /// The agent's status socket
-        #[arg(long, env = "WEFT_STATUS_SOCKET", default_value = "/run/weft/status.sock")]
-        status_socket: PathBuf,
+        /// The agent's status socket [default: what the agent has noted in its state directory]
+        #[arg(long, env = "WEFT_STATUS_SOCKET")]
+        status_socket: Option<PathBuf>,
     },
 }
 
@@ -55,6 +55,7 @@ pub fn run(args: IpamArgs) -> Result<String, IpamCheckError> {
         state_dir,
         status_socket,
     } = args.command;
+    let status_socket = status_socket.unwrap_or_else(|| status::noted_socket(&state_dir));
     let boot_id = machine::boot_id();
     let leased = ledger::inspect(&ledger_path(&state_dir), &boot_id)?.held;
     let written: BTreeMap<IpAddr, AttachmentKey> = Checkpoints::open(&checkpoints_dir(&state_dir))?

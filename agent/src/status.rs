@@ -1,10 +1,11 @@
 //! What `weft status` shows: the agent's own view, read from a socket beside the plugin's.
 
 use std::{
+    ffi::OsString,
     fmt::{self, Write as _},
     io::{self, Read as _},
     net::IpAddr,
-    os::unix::net::UnixStream as BlockingStream,
+    os::unix::{ffi::OsStringExt as _, net::UnixStream as BlockingStream},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -172,6 +173,23 @@ pub enum StatusError {
     #[error("the agent's answer cannot be read; are it and this program of one version?")]
     Malformed(#[from] serde_json::Error),
 }
+
+/// Notes under the state directory where the agent is to be asked.
+pub fn note_socket(state_dir: &Path, socket: &Path) -> io::Result<()> {
+    std::fs::write(state_dir.join(NOTE), socket.as_os_str().as_encoded_bytes())
+}
+
+/// Where the agent with this state directory is to be asked.
+pub fn noted_socket(state_dir: &Path) -> PathBuf {
+    let note = std::fs::read(state_dir.join(NOTE));
+    note.map_or_else(
+        |_| PathBuf::from(DEFAULT_SOCKET),
+        |path| OsString::from_vec(path).into(),
+    )
+}
+
+const NOTE: &str = "status-socket";
+const DEFAULT_SOCKET: &str = "/run/weft/status.sock";
 
 /// Asks the agent.
 pub fn fetch(socket: &Path) -> Result<Status, StatusError> {
