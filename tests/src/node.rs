@@ -201,12 +201,9 @@ impl Node {
     /// # Errors
     /// If they do not.
     pub fn ipam_check(&self) -> Result<String> {
-        self.weft(&[
-            "ipam",
-            "check",
-            "--state-dir",
-            &self.state_dir().display().to_string(),
-        ])
+        let state = self.state_dir().display().to_string();
+        let socket = self.socket().with_file_name("status.sock").display().to_string();
+        self.weft(&["ipam", "check", "--state-dir", &state, "--status-socket", &socket])
     }
 
     /// Runs another subcommand of `weft` on the node.

@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use weft_lab::node::Encap;
 use weft_lab::pods::{Attachment, all_reach, wait_serving};
 use weft_lab::probe::check::Protocol;
-use weft_lab::{Cluster, ClusterOptions};
+use weft_lab::{Cluster, ClusterOptions, observe};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -40,6 +40,8 @@ fn traffic_survives(name: &str, encap: Encap) -> Result<()> {
         .map(|target| client.stream(*target))
         .collect::<Result<Vec<_>>>()?;
 
+    let before = filter_programs(&cluster)?;
+
     for node in &mut cluster.nodes {
         node.kill_agent()?;
         node.start_agent()?; // loads its programs and puts them in the place of the pinned ones
@@ -51,6 +53,11 @@ fn traffic_survives(name: &str, encap: Encap) -> Result<()> {
         wait_serving(node, DEADLINE)?;
     }
 
+    let after = filter_programs(&cluster)?;
+    assert!(
+        before.iter().zip(&after).all(|(before, after)| before != after),
+        "{before:?} {after:?}"
+    );
     for stream in streams {
         let report = stream.finish()?;
         assert_eq!(report.tcp_error, None, "{report:?}");
@@ -59,4 +66,24 @@ fn traffic_survives(name: &str, encap: Encap) -> Result<()> {
         assert!(report.udp_sent > 1000, "{report:?}");
     }
     cluster.assert_no_error_logged(&[])
+}
+
+/// The kernel's numbers of the programs that serve pods, one for each node.
+fn filter_programs(cluster: &Cluster) -> Result<Vec<u64>> {
+    cluster
+        .nodes
+        .iter()
+        .map(|node| {
+            let machine = node.machine();
+            let veth = observe::link_names(machine)?
+                .into_iter()
+                .find(|name| name.starts_with("wv"));
+            let veth = veth.context("a pod's host end")?;
+            let filters = observe::tc(machine, &format!("filter show dev {veth} ingress"))?;
+            let id = filters
+                .iter()
+                .find_map(|filter| filter["options"]["prog"]["id"].as_u64());
+            id.with_context(|| format!("a program in {filters:?}"))
+        })
+        .collect()
 }

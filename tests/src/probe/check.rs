@@ -1,10 +1,10 @@
 //! The client: does the server answer over TCP, UDP and ICMP, how fast, and does it see our own address?
 
+use std::io;
 use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
-use std::{io, thread};
 
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::ReceiveTimeout;
@@ -60,25 +60,16 @@ impl Outcome {
     }
 }
 
-/// Speaks to each target with each protocol; a target that is silent costs `timeout`, so they are asked in parallel.
+/// Speaks to each target with each protocol, one after the other, so that one exchange does not slow another.
 pub fn check(targets: &[SocketAddr], protocols: &[Protocol], timeout: Duration) -> Vec<Outcome> {
-    thread::scope(|scope| {
-        let asked: Vec<_> = targets
-            .iter()
-            .map(|target| {
-                scope.spawn(move || {
-                    protocols
-                        .iter()
-                        .map(|protocol| ask(*target, *protocol, timeout))
-                        .collect::<Vec<_>>()
-                })
-            })
-            .collect();
-        asked
-            .into_iter()
-            .flat_map(|thread| thread.join().unwrap_or_default())
-            .collect()
-    })
+    targets
+        .iter()
+        .flat_map(|target| {
+            protocols
+                .iter()
+                .map(move |protocol| ask(*target, *protocol, timeout))
+        })
+        .collect()
 }
 
 fn ask(target: SocketAddr, protocol: Protocol, timeout: Duration) -> Outcome {
@@ -236,7 +227,7 @@ mod tests {
     #[test]
     fn a_server_on_loopback_is_reached_and_sees_the_source() {
         let port = 18_080;
-        thread::spawn(move || super::super::serve::serve(port, "here"));
+        std::thread::spawn(move || super::super::serve::serve(port, "here"));
         let target = SocketAddr::from(([127, 0, 0, 1], port));
         let outcome = crate::wait_for("the server", Duration::from_secs(5), || {
             let outcomes = check(
