@@ -110,3 +110,101 @@ impl KindSchema {
         apply::track_update(self, live, new, manager);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Objects whose keys are real field names at wrong places, with values of all types.
+    fn any_object() -> impl Strategy<Value = Value> {
+        let keys = vec![
+            "metadata",
+            "spec",
+            "status",
+            "template",
+            "containers",
+            "name",
+            "ports",
+            "containerPort",
+            "protocol",
+            "labels",
+            "limits",
+            "resources",
+            "volumes",
+            "strategy",
+            "replicas",
+            "type",
+            "rules",
+            "behavior",
+            "data",
+            "stringData",
+            "managedFields",
+            "fieldsV1",
+            "f:spec",
+            "selector",
+            "matchLabels",
+            "creationTimestamp",
+            "finalizers",
+            "kind",
+        ];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f32>().prop_map(Value::from),
+            "[a-z0-9=:.]{0,8}".prop_map(Value::from),
+        ];
+        let key = prop::sample::select(keys);
+        leaf.prop_recursive(6, 60, 5, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::vec((key.clone(), inner), 0..5).prop_map(|pairs| pairs
+                    .into_iter()
+                    .map(|(k, v)| (k.to_owned(), v))
+                    .collect::<Value>()),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_object_makes_anything_panic(which in any::<prop::sample::Index>(), a in any_object(), b in any_object()) {
+            let entry = which.get(facts::table().kinds());
+            let schema = kind(entry.group, entry.version, entry.kind).expect("listed");
+            let (mut first, mut second) = (json!({"spec": a, "metadata": b}), b.clone());
+            let _ = (schema.unknown_fields(&first), schema.check_types(&second));
+            let manager = Manager { name: "m", subresource: None, time: "2025-01-01T00:00:00Z" };
+            schema.track_update(Some(&second), &mut first, &manager);
+            schema.track_update(None, &mut second, &manager);
+            for force in [false, true] {
+                let _ = schema.apply(Some(&first), &ApplyRequest { applied: &second, manager, force });
+                let _ = schema.apply(None, &ApplyRequest { applied: &first, manager, force });
+            }
+            for object in [&mut first, &mut second] {
+                schema.prune(object);
+                schema.default(object);
+            }
+        }
+
+        #[test]
+        fn the_stored_form_is_stable(which in any::<prop::sample::Index>(), spec in any_object()) {
+            let entry = which.get(facts::table().kinds());
+            let schema = kind(entry.group, entry.version, entry.kind).expect("listed");
+            let mut object = json!({"metadata": {"name": "x"}, "spec": spec});
+            schema.prune(&mut object);
+            prop_assert_eq!(schema.unknown_fields(&object), Vec::<String>::new());
+            let once = object.clone();
+            schema.prune(&mut object);
+            prop_assert_eq!(&object, &once);
+            if schema.check_types(&object).is_ok() {
+                schema.default(&mut object);
+                let once = object.clone();
+                schema.default(&mut object);
+                prop_assert_eq!(object, once);
+            }
+        }
+    }
+}

@@ -203,6 +203,12 @@ pub fn in_process_client(router: Router) -> kube::Client {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(identity.clone());
         request.extensions_mut().insert(InProcess);
+        // The name under which the fields it sets are managed.
+        let agent = http::HeaderValue::from_static("weft-controller");
+        request
+            .headers_mut()
+            .entry(http::header::USER_AGENT)
+            .or_insert(agent);
         request
     });
     kube::Client::new(service, "default")

@@ -152,7 +152,9 @@ pub(super) fn apply(
         let mut gone = previous.fields.clone();
         gone.subtract(&owned);
         let mut kept = owned.clone();
-        entries.iter().for_each(|entry| kept.union(entry.fields.clone()));
+        for entry in &entries {
+            kept.union(entry.fields.clone());
+        }
         walk::remove(slot, &mut merged, &gone, &kept);
     }
     let time = match previous {

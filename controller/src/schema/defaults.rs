@@ -24,10 +24,14 @@ fn walk(shape: Shape, value: &mut Value) {
     match (shape.unwrapped(), value) {
         (Shape::Struct(id), Value::Object(object)) => fill(id.definition(), object),
         (Shape::List(inner), Value::Array(items)) if inner.has_struct() => {
-            items.iter_mut().for_each(|item| walk(*inner, item));
+            for item in items {
+                walk(*inner, item);
+            }
         }
         (Shape::Map(inner), Value::Object(entries)) if inner.has_struct() => {
-            entries.values_mut().for_each(|item| walk(*inner, item));
+            for item in entries.values_mut() {
+                walk(*inner, item);
+            }
         }
         _ => {}
     }
@@ -77,7 +81,9 @@ fn by_type(name: &str, object: &mut Object) {
         | "core.v1.DownwardAPIVolumeSource"
         | "core.v1.ProjectedVolumeSource" => set(object, "defaultMode", 420),
         "core.v1.HostPathVolumeSource" => set(object, "type", ""),
-        "core.v1.ServiceAccountTokenProjection" => set(object, "expirationSeconds", 3600),
+        "core.v1.ServiceAccountTokenProjection" | "authentication.v1.TokenRequestSpec" => {
+            set(object, "expirationSeconds", 3600);
+        }
         "core.v1.ObjectFieldSelector" => set(object, "apiVersion", "v1"),
         "core.v1.ServiceSpec" => core::service_spec(object),
         "core.v1.ReplicationController" => core::replication_controller(object),
@@ -112,7 +118,6 @@ fn by_type(name: &str, object: &mut Object) {
             set(object, "volumeBindingMode", "Immediate");
         }
         "storage.v1.CSIDriverSpec" => csi_driver_spec(object),
-        "authentication.v1.TokenRequestSpec" => set(object, "expirationSeconds", 3600),
         _ => {}
     }
 }

@@ -331,6 +331,7 @@ impl Shape {
     }
 
     /// The shape in JSON, where a wrapped list is a list.
+    #[must_use]
     pub fn unwrapped(self) -> Self {
         match self {
             Self::Wrapped(inner) => *inner,

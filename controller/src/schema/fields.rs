@@ -44,7 +44,7 @@ fn find_unknown(shape: Shape, value: &Value, path: &mut String, found: &mut Vec<
         (Shape::List(inner), Value::Array(items)) => {
             for (index, item) in items.iter().enumerate() {
                 let length = path.len();
-                path.push_str(&format!("[{index}]"));
+                path.extend(["[", &index.to_string(), "]"]);
                 find_unknown(*inner, item, path, found);
                 path.truncate(length);
             }
@@ -168,12 +168,12 @@ fn check(shape: Shape, value: &Value, place: &Place<'_>) -> Result<(), TypeError
         (_, Value::Null)
         | (Shape::Raw | Shape::FieldsV1, _)
         | (Shape::Bool, Value::Bool(_))
-        | (Shape::Str, Value::String(_))
+        | (Shape::Str | Shape::Duration | Shape::IntOrString, Value::String(_))
         | (Shape::F64, Value::Number(_)) => true,
-        (Shape::I32, Value::Number(n)) => n.as_i64().is_some_and(|n| i32::try_from(n).is_ok()),
+        (Shape::I32 | Shape::IntOrString, Value::Number(n)) => {
+            n.as_i64().is_some_and(|n| i32::try_from(n).is_ok())
+        }
         (Shape::I64, Value::Number(n)) => n.as_i64().is_some(),
-        (Shape::IntOrString, Value::String(_)) => true,
-        (Shape::IntOrString, Value::Number(n)) => n.as_i64().is_some_and(|n| i32::try_from(n).is_ok()),
         (Shape::Bytes, Value::String(text)) => {
             return base64::engine::general_purpose::STANDARD
                 .decode(text)
@@ -205,7 +205,6 @@ fn check(shape: Shape, value: &Value, place: &Place<'_>) -> Result<(), TypeError
                 return Err(TypeError { message });
             }
         }
-        (Shape::Duration, Value::String(_)) => true,
         (Shape::Struct(id), Value::Object(object)) => {
             let definition = id.definition();
             let owner = definition.name.rsplit('.').next().unwrap_or(definition.name);

@@ -83,7 +83,7 @@ impl<'de> Visitor<'de> for Node<'_> {
         let length = found.path.len();
         let mut list = Vec::new();
         loop {
-            found.path.push_str(&format!("[{}]", list.len()));
+            found.path.extend(["[", &list.len().to_string(), "]"]);
             let item = items.next_element_seed(Node(found))?;
             found.path.truncate(length);
             match item {

@@ -203,14 +203,10 @@ fn map_entry(shape: Shape, bytes: &[u8]) -> Result<(String, Value), ProtobufErro
 }
 
 fn value(shape: Shape, wire: Wire<'_>) -> Result<Value, ProtobufError> {
-    #[expect(
-        clippy::cast_possible_wrap,
-        reason = "two's complement is how the wire has negative numbers"
-    )]
     Ok(match (shape, wire) {
         (Shape::Bool, Wire::Varint(number)) => Value::Bool(number != 0),
         (Shape::I32, Wire::Varint(number)) => Value::from(number as i32),
-        (Shape::I64, Wire::Varint(number)) => Value::from(number as i64),
+        (Shape::I64, Wire::Varint(number)) => Value::from(number.cast_signed()),
         (Shape::F64, Wire::Fixed64(bits)) => Value::from(f64::from_bits(bits)),
         (Shape::Str, Wire::Bytes(bytes)) => Value::String(string(bytes)?),
         (Shape::Bytes, Wire::Bytes(bytes)) => {
@@ -225,7 +221,7 @@ fn value(shape: Shape, wire: Wire<'_>) -> Result<Value, ProtobufError> {
         (Shape::MicroTime, Wire::Bytes(bytes)) => time(bytes, true)?,
         (Shape::Duration, Wire::Bytes(bytes)) => match field_of(bytes, 1)? {
             Some(Wire::Varint(nanos)) => {
-                let duration = jiff::SignedDuration::from_nanos(nanos as i64);
+                let duration = jiff::SignedDuration::from_nanos(nanos.cast_signed());
                 Value::String(format!("{}s", duration.as_secs_f64()))
             }
             _ => Value::String("0s".to_owned()),
@@ -273,10 +269,6 @@ fn int_or_string(bytes: &[u8]) -> Result<Value, ProtobufError> {
             _ => Ok(Value::String(String::new())),
         };
     }
-    #[expect(
-        clippy::cast_possible_wrap,
-        reason = "two's complement is how the wire has negative numbers"
-    )]
     match field_of(bytes, 2)? {
         Some(Wire::Varint(number)) => Ok(Value::from(number as i32)),
         _ => Ok(Value::from(0)),
@@ -285,13 +277,9 @@ fn int_or_string(bytes: &[u8]) -> Result<Value, ProtobufError> {
 
 /// `Timestamp{seconds, nanos}`; an empty one is no time.
 fn time(bytes: &[u8], micro: bool) -> Result<Value, ProtobufError> {
-    #[expect(
-        clippy::cast_possible_wrap,
-        reason = "two's complement is how the wire has negative numbers"
-    )]
     let number = |field| -> Result<i64, ProtobufError> {
         match field_of(bytes, field)? {
-            Some(Wire::Varint(number)) => Ok(number as i64),
+            Some(Wire::Varint(number)) => Ok(number.cast_signed()),
             _ => Ok(0),
         }
     };

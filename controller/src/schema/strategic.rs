@@ -124,9 +124,8 @@ fn set_element_orders(shape: Shape, original: &mut Object, patch: &mut Object) -
         .collect();
     for directive in directives {
         let name = directive[ORDER_PREFIX.len()..].to_owned();
-        let order = match patch.remove(&directive) {
-            Some(Value::Array(order)) => order,
-            _ => return Err(malformed("invalid patch format of setElementOrder list")),
+        let Some(Value::Array(order)) = patch.remove(&directive) else {
+            return Err(malformed("invalid patch format of setElementOrder list"));
         };
         let (field, inner) = lookup(shape, &name);
         let key = field.and_then(|f| f.merge_key);

@@ -28,11 +28,11 @@ pub(super) fn restrict(table: &mut Table, samples: &Path) -> Result<String> {
         } else {
             &kind.group
         };
-        let path = samples.join(format!("{group}.{}.{}.json", kind.version, kind.kind));
+        let path = samples.join(format!("{group}.{}.{}.json", kind.version, kind.name));
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             // Not an object of its own group, and so without a sample.
-            Err(_) if kind.kind == "Status" => {
+            Err(_) if kind.name == "Status" => {
                 kinds.push(kind.clone());
                 continue;
             }
@@ -85,12 +85,14 @@ fn descend(table: &Table, seen: &mut BTreeMap<String, BTreeSet<String>>, shape: 
     match (shape, value) {
         (Shape::Struct(name), _) => visit(table, seen, name, value),
         (Shape::List(inner) | Shape::Wrapped(inner), Value::Array(items)) => {
-            items.iter().for_each(|item| descend(table, seen, inner, item));
+            for item in items {
+                descend(table, seen, inner, item);
+            }
         }
         (Shape::Map(inner), Value::Object(entries)) => {
-            entries
-                .values()
-                .for_each(|item| descend(table, seen, inner, item));
+            for item in entries.values() {
+                descend(table, seen, inner, item);
+            }
         }
         _ => {}
     }

@@ -41,7 +41,7 @@ pub(super) struct Struct {
 pub(super) struct Kind {
     pub(super) group: String,
     pub(super) version: String,
-    pub(super) kind: String,
+    pub(super) name: String,
     pub(super) type_name: String,
     /// Objects of it belong to no namespace.
     pub(super) cluster_scoped: bool,
@@ -89,7 +89,7 @@ impl Table {
             table.kinds.push(Kind {
                 group: group.to_owned(),
                 version: version.to_owned(),
-                kind: kind.to_owned(),
+                name: kind.to_owned(),
                 type_name: name.clone(),
                 cluster_scoped: definition.markers.iter().any(|m| m == "genclient:nonNamespaced"),
             });
@@ -97,7 +97,7 @@ impl Table {
         }
         table
             .kinds
-            .sort_by(|a, b| (&a.group, &a.version, &a.kind).cmp(&(&b.group, &b.version, &b.kind)));
+            .sort_by(|a, b| (&a.group, &a.version, &a.name).cmp(&(&b.group, &b.version, &b.name)));
         Ok(table)
     }
 
@@ -302,7 +302,7 @@ impl Table {
                 text,
                 "kind {group} {} {} {}{}",
                 kind.version,
-                kind.kind,
+                kind.name,
                 kind.type_name,
                 if kind.cluster_scoped { " cluster" } else { "" }
             );

@@ -121,10 +121,10 @@ impl FieldSet {
                     let keys: Map<String, Value> = serde_json::from_str(keys).unwrap_or_default();
                     let keys: Vec<String> =
                         keys.iter().map(|(key, value)| format!("{key}={value}")).collect();
-                    path.push_str(&format!("[{}]", keys.join(",")));
+                    path.extend(["[", &keys.join(","), "]"]);
                 }
-                Some(("v", value)) => path.push_str(&format!("[={value}]")),
-                _ => path.push_str(&format!("[{step}]")),
+                Some(("v", value)) => path.extend(["[=", value, "]"]),
+                _ => path.extend(["[", step, "]"]),
             }
             child.visit(path, found);
             path.truncate(length);

@@ -44,10 +44,10 @@ impl Entry {
     pub(super) fn described(&self) -> String {
         let mut text = format!("{:?}", self.manager);
         if let Some(subresource) = &self.subresource {
-            text.push_str(&format!(" with subresource {subresource:?}"));
+            text.extend([" with subresource \"", subresource, "\""]);
         }
         if self.operation == Operation::Update {
-            text.push_str(&format!(" using {}", self.api_version));
+            text.extend([" using ", &self.api_version]);
         }
         text
     }

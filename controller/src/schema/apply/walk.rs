@@ -331,7 +331,9 @@ pub(super) fn remove(slot: Slot, value: &mut Value, gone: &FieldSet, kept: &Fiel
                     kept => {
                         // The keys stay with the item.
                         let mut gone = gone.clone();
-                        keys.iter().for_each(|key| gone.remove(&[&format!("f:{key}")]));
+                        for key in keys {
+                            gone.remove(&[&self::step(key)]);
+                        }
                         remove(inner, item, &gone, kept.unwrap_or(&nothing));
                         true
                     }
