@@ -3,6 +3,8 @@
 use aya_ebpf::{macros::map, maps::Array};
 use weft_ebpf_common::{NodeConfig, Reason};
 
+use crate::packet::in_words;
+
 #[map]
 static CONFIG_V1: Array<NodeConfig> = Array::pinned(1, 0);
 
@@ -18,6 +20,6 @@ pub(crate) fn node() -> Result<&'static NodeConfig, Reason> {
 /// The last four bytes of an address that is a mapped IPv4 one.
 #[inline(always)]
 pub(crate) fn v4_of(address: &[u8; 16]) -> u32 {
-    let [.., a, b, c, d] = *address;
-    u32::from_ne_bytes([a, b, c, d])
+    let [.., v4] = in_words::<[u32; 4], 16>(address);
+    v4
 }

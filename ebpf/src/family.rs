@@ -5,7 +5,11 @@ use weft_ebpf_common::{
     headers::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4, Ipv6},
 };
 
-use crate::{endpoints, packet::Packet, peers};
+use crate::{
+    endpoints,
+    packet::{Packet, in_words},
+    peers,
+};
 
 /// An IP packet's header, as far as forwarding needs it.
 #[derive(Clone, Copy)]
@@ -204,12 +208,7 @@ impl Family for V6 {
 /// An address in the words that headers hold.
 #[inline(always)]
 pub(crate) fn words(a: &[u8; 16]) -> [u32; 4] {
-    [
-        u32::from_ne_bytes([a[0], a[1], a[2], a[3]]),
-        u32::from_ne_bytes([a[4], a[5], a[6], a[7]]),
-        u32::from_ne_bytes([a[8], a[9], a[10], a[11]]),
-        u32::from_ne_bytes([a[12], a[13], a[14], a[15]]),
-    ]
+    in_words(a)
 }
 
 /// An IPv4 address in the form both families share.

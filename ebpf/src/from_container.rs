@@ -41,7 +41,7 @@ fn forward<F: Family>(packet: Packet) -> Result<Verdict, Reason> {
         _ => return Err(F::foreign_source(&ip)),
     }
     if let Some(pod) = F::endpoint(ip.destination) {
-        packet.set_macs(&pod.pod_mac, &pod.host_mac)?;
+        packet.set_macs(&pod.macs)?;
         return Ok(packet.redirect_to_pod(pod.ifindex, Reason::LocalDelivery));
     }
     let node = config::node()?;

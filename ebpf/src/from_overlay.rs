@@ -40,7 +40,7 @@ fn deliver<F: Family>(packet: Packet, node: &NodeConfig, origin: &Origin) -> Res
         Some(_) => {}
     }
     if let Some(pod) = F::endpoint(ip.destination) {
-        packet.set_macs(&pod.pod_mac, &pod.host_mac)?;
+        packet.set_macs(&pod.macs)?;
         return Ok(packet.redirect_to_pod(pod.ifindex, Reason::DeviceDecapsulated));
     }
     if F::is_node(node, ip.destination) {

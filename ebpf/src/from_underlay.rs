@@ -135,13 +135,7 @@ fn deliver<F: Family>(packet: Packet, outer: &Outer, at: usize) -> Result<Verdic
     };
     F::carry_ecn(packet, at, outer.class, ip.traffic_class)?;
     tunnel::decapsulate::<F>(packet, at - ETHERNET_LEN)?;
-    packet.write(
-        0,
-        Ethernet {
-            destination: pod.pod_mac,
-            source: pod.host_mac,
-            ethertype: F::ETHERTYPE,
-        },
-    )?;
+    packet.set_macs(&pod.macs)?;
+    packet.write(ETHERNET_LEN - size_of_val(&F::ETHERTYPE), F::ETHERTYPE)?;
     Ok(packet.redirect_to_pod(pod.ifindex, Reason::Decapsulated))
 }

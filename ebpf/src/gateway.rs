@@ -9,6 +9,7 @@ use weft_ebpf_common::{
         LinkAddressOption, NEIGHBOR_ADVERTISEMENT, NEIGHBOR_SOLICITATION, NeighborMessage, PROTOCOL_ICMPV6,
         TARGET_LINK_ADDRESS,
     },
+    macs,
 };
 
 use crate::{
@@ -25,7 +26,7 @@ pub(crate) fn answer_arp(packet: Packet) -> Result<Verdict, Reason> {
         return Err(Reason::UnhandledArp);
     }
     let gateway_mac = match endpoints::v4(u32::from_ne_bytes(arp.sender_ip)) {
-        Some(own) if own.ifindex == packet.ifindex() => own.host_mac,
+        Some(own) if own.ifindex == packet.ifindex() => own.host_mac(),
         _ => return Err(Reason::UnhandledArp),
     };
     let reply = Arp {
@@ -37,7 +38,7 @@ pub(crate) fn answer_arp(packet: Packet) -> Result<Verdict, Reason> {
         target_ip: arp.sender_ip,
     };
     packet.write(ETHERNET_LEN, reply)?;
-    packet.set_macs(&arp.sender_mac, &gateway_mac)?;
+    packet.set_macs(&macs(arp.sender_mac, gateway_mac))?;
     Ok(packet.redirect_out(packet.ifindex(), Reason::GatewayReply))
 }
 
@@ -63,7 +64,7 @@ pub(crate) fn answer_solicitation(packet: Packet) -> Option<Result<Verdict, Reas
 #[inline(always)]
 fn advertise(packet: Packet, ip: &Ipv6) -> Result<Verdict, Reason> {
     let gateway_mac = match endpoints::v6(ip.source) {
-        Some(own) if own.ifindex == packet.ifindex() => own.host_mac,
+        Some(own) if own.ifindex == packet.ifindex() => own.host_mac(),
         // A stack may ask from its link-local address; the overlay's address serves as well as the veth's.
         _ if is_link_local(ip.source) => OVERLAY_MAC,
         _ => return Err(Reason::LinkLocal),
@@ -92,6 +93,6 @@ fn advertise(packet: Packet, ip: &Ipv6) -> Result<Verdict, Reason> {
             ..*ip
         },
     )?;
-    packet.set_macs(&link.source, &gateway_mac)?;
+    packet.set_macs(&macs(link.source, gateway_mac))?;
     Ok(packet.redirect_out(packet.ifindex(), Reason::GatewayReply))
 }

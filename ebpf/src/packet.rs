@@ -14,7 +14,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use weft_ebpf_common::{
-    OVERLAY_MAC, Reason,
+    Macs, OVERLAY_MAC, Reason,
     headers::{Ethernet, Wire},
 };
 
@@ -47,18 +47,25 @@ impl Verdict {
     }
 }
 
-/// A MAC address as three words, which is how it is copied.
-type Mac = [u16; 3];
-
+/// Bytes of a shared layout in the words of a header. Byte by byte, which is what the compiler makes of anything safer,
+/// it takes four times the instructions.
 #[inline(always)]
-fn mac(bytes: &[u8; 6]) -> Mac {
-    let [a, b, c, d, e, f] = *bytes;
-    [
-        u16::from_ne_bytes([a, b]),
-        u16::from_ne_bytes([c, d]),
-        u16::from_ne_bytes([e, f]),
-    ]
+pub(crate) fn in_words<T: Wire, const N: usize>(bytes: &[u8; N]) -> T {
+    const { assert!(size_of::<T>() == N) };
+    // SAFETY: as many bytes as a `T` has, and any bytes are one; as to alignment see `Packet::read`.
+    unsafe { *(&raw const *bytes).cast::<T>() }
 }
+
+/// [`Macs`] as they are copied.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct MacWords {
+    first: u32,
+    second: u32,
+    third: u32,
+}
+// SAFETY: integers without padding.
+unsafe impl Wire for MacWords {}
 
 /// The packet at a hook, with its Ethernet header.
 #[derive(Clone, Copy)]
@@ -176,8 +183,22 @@ impl Packet {
 
     /// Sets the link-layer addresses.
     #[inline(always)]
-    pub(crate) fn set_macs(self, destination: &[u8; 6], source: &[u8; 6]) -> Result<(), Reason> {
-        self.write(0, [mac(destination), mac(source)])
+    pub(crate) fn set_macs(self, macs: &Macs) -> Result<(), Reason> {
+        self.write_macs(0, macs)
+    }
+
+    /// Sets the link-layer addresses of a frame that begins at an offset.
+    #[inline(always)]
+    pub(crate) fn write_macs(self, at: usize, macs: &Macs) -> Result<(), Reason> {
+        let from = (&raw const *macs).cast::<MacWords>();
+        // Word by word: of the whole the compiler makes a call that copies bytes.
+        // SAFETY: twelve bytes on either side; alignment as in `read`.
+        let first = unsafe { (*from).first };
+        // SAFETY: as above.
+        let second = unsafe { (*from).second };
+        // SAFETY: as above.
+        let third = unsafe { (*from).third };
+        self.write(at, MacWords { first, second, third })
     }
 
     /// Whether the packet, or a segment of it, is longer than the device's MTU allows.
@@ -240,7 +261,7 @@ impl Packet {
     /// Lets the packet into the node's stack as if it had arrived on the overlay device.
     #[inline(always)]
     pub(crate) fn redirect_to_stack(self, overlay_ifindex: u32, reason: Reason) -> Result<Verdict, Reason> {
-        self.write(0, mac(&OVERLAY_MAC))?;
+        self.write::<[u16; 3]>(0, in_words(&OVERLAY_MAC))?;
         // SAFETY: takes plain values.
         let action = unsafe { bpf_redirect(overlay_ifindex, u64::from(BPF_F_INGRESS)) } as i32;
         Ok(Verdict { reason, action })

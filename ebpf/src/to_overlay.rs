@@ -2,7 +2,7 @@
 //! where the device is to write the tunnel header.
 
 use weft_ebpf_common::{
-    INNER_SOURCE_MAC, OVERLAY_MAC, Reason,
+    Reason,
     headers::{ETHERTYPE_IPV4, ETHERTYPE_IPV6},
 };
 
@@ -10,7 +10,7 @@ use crate::{
     config,
     family::{Family, V4, V6},
     packet::{ETHERNET_LEN, Packet, Verdict},
-    tunnel,
+    tunnel::{self, TUNNEL_MACS},
 };
 
 #[inline(always)]
@@ -26,7 +26,7 @@ pub(crate) fn handle(packet: Packet) -> Result<Verdict, Reason> {
 fn send<F: Family>(packet: Packet) -> Result<Verdict, Reason> {
     let ip = F::parse(packet, ETHERNET_LEN)?;
     if let Some(pod) = F::endpoint(ip.destination) {
-        packet.set_macs(&pod.pod_mac, &pod.host_mac)?;
+        packet.set_macs(&pod.macs)?;
         // By the veth's own egress: a packet may only be handed to the pod's end directly from an ingress hook.
         return Ok(packet.redirect_out(pod.ifindex, Reason::NodeToPod));
     }
@@ -34,7 +34,7 @@ fn send<F: Family>(packet: Packet) -> Result<Verdict, Reason> {
     let Some(peer) = F::peer(ip.destination) else {
         return Err(F::unroutable(ip.destination).unwrap_or(Reason::NoPeer));
     };
-    packet.set_macs(&OVERLAY_MAC, &INNER_SOURCE_MAC)?;
+    packet.set_macs(&TUNNEL_MACS)?;
     tunnel::describe(packet, node, peer, ip.traffic_class)?;
     Ok(Verdict::pass(Reason::DeviceEncapsulated))
 }

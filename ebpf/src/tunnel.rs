@@ -1,30 +1,37 @@
 //! VXLAN: written and stripped by the program, or described to the overlay device.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::{
         BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
         BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
         BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_DONT_FRAGMENT, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
-        bpf_redir_neigh, bpf_tunnel_key,
+        bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1, bpf_tunnel_key, bpf_tunnel_key__bindgen_ty_1,
+        bpf_tunnel_key__bindgen_ty_2, bpf_tunnel_key__bindgen_ty_3,
     },
     helpers::generated::{bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key},
 };
 use weft_ebpf_common::{
-    INNER_SOURCE_MAC, NodeConfig, OVERLAY_MAC, Peer, Reason, checksum, config as flags,
+    Address, INNER_SOURCE_MAC, Macs, NodeConfig, OVERLAY_MAC, Peer, Reason, checksum, config as flags,
     headers::{
-        Ethernet, IPV4_DF, Ipv4, Ipv6, PROTOCOL_UDP, TUNNEL_V4_LEN, TUNNEL_V6_LEN, Udp, VXLAN_VALID_VNI,
-        Vxlan, flow_port,
+        IPV4_DF, Ipv4, Ipv6, PROTOCOL_UDP, TUNNEL_V4_LEN, TUNNEL_V6_LEN, Udp, VXLAN_VALID_VNI, Vxlan,
+        flow_port,
     },
+    macs,
 };
 
 use crate::{
     config::v4_of,
     family::{Family, V4, mapped, words},
-    packet::{ETHERNET_LEN, Packet, Verdict},
+    packet::{ETHERNET_LEN, Packet, Verdict, in_words},
 };
 
 pub(crate) const V4_LEN: usize = TUNNEL_V4_LEN;
 pub(crate) const V6_LEN: usize = TUNNEL_V6_LEN;
+
+/// The link-layer addresses of every frame in the tunnel.
+pub(crate) const TUNNEL_MACS: Macs = macs(OVERLAY_MAC, INNER_SOURCE_MAC);
 
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
@@ -109,10 +116,8 @@ fn write_v4(
         port,
         ethertype,
     )?;
-    // SAFETY: integers and a union of integers: all zero is a value.
-    let mut neighbor: bpf_redir_neigh = unsafe { core::mem::zeroed() };
-    neighbor.nh_family = AF_INET;
-    neighbor.__bindgen_anon_1.ipv4_nh = v4_of(&peer.next_hop);
+    let [.., v4] = words(&peer.next_hop);
+    let neighbor = neighbor(AF_INET, [v4, 0, 0, 0]);
     Ok(packet.redirect_to_neighbor(peer.ifindex, neighbor, Reason::Encapsulated))
 }
 
@@ -144,11 +149,17 @@ fn write_v6(
         port,
         ethertype,
     )?;
-    // SAFETY: integers and a union of integers: all zero is a value.
-    let mut neighbor: bpf_redir_neigh = unsafe { core::mem::zeroed() };
-    neighbor.nh_family = AF_INET6;
-    neighbor.__bindgen_anon_1.ipv6_nh = words(&peer.next_hop);
+    let neighbor = neighbor(AF_INET6, words(&peer.next_hop));
     Ok(packet.redirect_to_neighbor(peer.ifindex, neighbor, Reason::Encapsulated))
+}
+
+/// A neighbour by its address, which IPv4 has in the first word. Whole words: a partly set union is zeroed by a call.
+#[inline(always)]
+fn neighbor(family: u32, address: [u32; 4]) -> bpf_redir_neigh {
+    bpf_redir_neigh {
+        nh_family: family,
+        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: address },
+    }
 }
 
 /// UDP, VXLAN and the inner link header.
@@ -173,17 +184,11 @@ fn write_inside(
         at + 8,
         Vxlan {
             flags: VXLAN_VALID_VNI,
-            vni: u32::from_ne_bytes(node.vni_word),
+            vni: in_words(&node.vni_word),
         },
     )?;
-    packet.write(
-        at + 16,
-        Ethernet {
-            destination: OVERLAY_MAC,
-            source: INNER_SOURCE_MAC,
-            ethertype,
-        },
-    )
+    packet.write_macs(at + 16, &TUNNEL_MACS)?;
+    packet.write(at + 16 + size_of_val(&TUNNEL_MACS), ethertype)
 }
 
 /// Takes the tunnel header off. The outer link header stays, to be rewritten.
@@ -213,15 +218,16 @@ pub(crate) struct Origin {
 /// The tunnel a packet arrived through, or `None` for one that came through none.
 #[inline(always)]
 pub(crate) fn origin(packet: Packet, node: &NodeConfig) -> Option<Origin> {
-    // SAFETY: integers and unions of integers: all zero is a value.
-    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    let mut key = MaybeUninit::<bpf_tunnel_key>::uninit();
     let v6 = node.flags & flags::UNDERLAY_V6 != 0;
     let flags = if v6 { u64::from(BPF_F_TUNINFO_IPV6) } else { 0 };
     let size = size_of::<bpf_tunnel_key>() as u32;
     // SAFETY: `key` is on this stack and of the size given.
-    if unsafe { bpf_skb_get_tunnel_key(packet.context(), &raw mut key, size, flags) } != 0 {
+    if unsafe { bpf_skb_get_tunnel_key(packet.context(), key.as_mut_ptr(), size, flags) } != 0 {
         return None;
     }
+    // SAFETY: the helper has filled all of it.
+    let key = unsafe { key.assume_init() };
     let [_, a, b, c] = key.tunnel_id.to_be_bytes();
     let remote = if v6 {
         // SAFETY: the helper filled the union's IPv6 side, as the flag asked.
@@ -240,27 +246,38 @@ pub(crate) fn origin(packet: Packet, node: &NodeConfig) -> Option<Origin> {
 /// Tells the overlay device where the packet is to go.
 #[inline(always)]
 pub(crate) fn describe(packet: Packet, node: &NodeConfig, peer: &Peer, class: u8) -> Result<(), Reason> {
-    // SAFETY: integers and unions of integers: all zero is a value.
-    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
     let [a, b, c, _] = node.vni_word;
-    key.tunnel_id = u32::from_be_bytes([0, a, b, c]);
-    // The device derives the congestion bits from the inner header by itself.
-    key.tunnel_tos = class & !0b11;
-    key.tunnel_ttl = TTL;
     let mut flags = u64::from(BPF_F_ZERO_CSUM_TX);
-    if node.flags & flags::UNDERLAY_V6 == 0 {
-        key.__bindgen_anon_1.remote_ipv4 = u32::from_be(v4_of(&peer.tunnel_endpoint));
-        key.__bindgen_anon_3.local_ipv4 = u32::from_be(v4_of(&node.tunnel_source));
+    let (remote, local) = if node.flags & flags::UNDERLAY_V6 == 0 {
         flags |= u64::from(BPF_F_DONT_FRAGMENT);
+        (
+            host_order_v4(&peer.tunnel_endpoint),
+            host_order_v4(&node.tunnel_source),
+        )
     } else {
-        key.__bindgen_anon_1.remote_ipv6 = words(&peer.tunnel_endpoint);
-        key.__bindgen_anon_3.local_ipv6 = words(&node.tunnel_source);
         flags |= u64::from(BPF_F_TUNINFO_IPV6);
-    }
+        (words(&peer.tunnel_endpoint), words(&node.tunnel_source))
+    };
+    let mut key = bpf_tunnel_key {
+        tunnel_id: u32::from_be_bytes([0, a, b, c]),
+        __bindgen_anon_1: bpf_tunnel_key__bindgen_ty_1 { remote_ipv6: remote },
+        // The device derives the congestion bits from the inner header by itself.
+        tunnel_tos: class & !0b11,
+        tunnel_ttl: TTL,
+        __bindgen_anon_2: bpf_tunnel_key__bindgen_ty_2 { tunnel_ext: 0 },
+        tunnel_label: 0,
+        __bindgen_anon_3: bpf_tunnel_key__bindgen_ty_3 { local_ipv6: local },
+    };
     let size = size_of::<bpf_tunnel_key>() as u32;
     // SAFETY: `key` is on this stack and of the size given.
     match unsafe { bpf_skb_set_tunnel_key(packet.context(), &raw mut key, size, flags) } {
         0 => Ok(()),
         _ => Err(Reason::EncapFailed),
     }
+}
+
+/// An IPv4 address as tunnel keys hold it: in the first word, in the processor's byte order.
+#[inline(always)]
+fn host_order_v4(address: &Address) -> [u32; 4] {
+    [u32::from_be(v4_of(address)), 0, 0, 0]
 }

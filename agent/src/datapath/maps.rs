@@ -10,7 +10,7 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
 };
 use ipnetwork::IpNetwork;
-use weft_ebpf_common::{Address, Counter, Endpoint, NodeConfig, Peer, Reason, config, mapped_v4, maps, peer};
+use weft_ebpf_common::{Address, Counter, Endpoint, NodeConfig, Peer, Reason, config, macs, mapped_v4, maps, peer};
 
 use super::programs::DataplaneError;
 
@@ -145,8 +145,7 @@ impl From<&EndpointEntry> for Endpoint {
         Self {
             ifindex: e.ifindex,
             endpoint_id: e.endpoint_id,
-            pod_mac: e.pod_mac,
-            host_mac: e.host_mac,
+            macs: macs(e.pod_mac, e.host_mac),
             flags: 0,
         }
     }
@@ -157,8 +156,8 @@ impl From<Endpoint> for EndpointEntry {
         Self {
             ifindex: e.ifindex,
             endpoint_id: e.endpoint_id,
-            pod_mac: e.pod_mac,
-            host_mac: e.host_mac,
+            pod_mac: e.pod_mac(),
+            host_mac: e.host_mac(),
         }
     }
 }

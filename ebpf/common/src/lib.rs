@@ -31,6 +31,18 @@ pub const OVERLAY_MAC: [u8; 6] = [0x02, 0x77, 0x65, 0x66, 0x74, 0x00];
 /// is the receiving device's own address, as an echo of itself.
 pub const INNER_SOURCE_MAC: [u8; 6] = [0x02, 0x77, 0x65, 0x66, 0x74, 0x01];
 
+/// The link-layer addresses of a frame as they stand in it: destination, source.
+pub type Macs = [u8; 12];
+
+/// Puts the addresses of a frame together.
+#[inline(always)]
+#[must_use]
+pub const fn macs(destination: [u8; 6], source: [u8; 6]) -> Macs {
+    let [a, b, c, d, e, f] = destination;
+    let [g, h, i, j, k, l] = source;
+    [a, b, c, d, e, f, g, h, i, j, k, l]
+}
+
 /// A pod's IPv4 gateway, on its link only.
 pub const GATEWAY_V4: [u8; 4] = [169, 254, 1, 1];
 
