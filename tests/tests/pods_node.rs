@@ -1,0 +1,377 @@
+//! Pods that the agent runs, from the API's point of view: on one node, with real containers.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use weft_lab::image::ImageBuilder;
+use weft_lab::wait::wait_until;
+use weft_lab::{Cluster, ClusterOptions};
+
+const IMAGE: &str = "weft.local/shell:test";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_pod_runs_its_containers_in_order_and_says_how_it_went() -> Result<()> {
+    let cluster = start("order")?;
+    cluster.client.apply(json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "words", "namespace": "default"},
+        "data": {"greeting": "hello"},
+    }))?;
+    let mount = json!([{"name": "shared", "mountPath": "/shared"}]);
+    let field = |path: &str| json!({"fieldRef": {"fieldPath": path}});
+    apply_pod(
+        &cluster,
+        "order",
+        json!({
+            "restartPolicy": "Never",
+            "volumes": [{"name": "shared", "emptyDir": {}}, {"name": "words", "configMap": {"name": "words"}}],
+            "initContainers": [
+                shell("first", "echo first > /shared/steps", &mount),
+                shell("second", "test \"$(cat /shared/steps)\" = first && echo second >> /shared/steps", &mount),
+            ],
+            "containers": [
+                {
+                    "name": "main", "image": IMAGE, "imagePullPolicy": "Never",
+                    "command": ["/bin/sh", "-c"],
+                    "args": ["cat /shared/steps; cat /words/greeting; echo; echo $(NAME) $(IP) $(GREETING); hostname; cat /etc/hosts; exit 0"],
+                    "env": [
+                        {"name": "NAME", "valueFrom": field("metadata.name")},
+                        {"name": "IP", "valueFrom": field("status.podIP")},
+                        {"name": "GREETING", "valueFrom": {"configMapKeyRef": {"name": "words", "key": "greeting"}}},
+                    ],
+                    "volumeMounts": [{"name": "shared", "mountPath": "/shared"}, {"name": "words", "mountPath": "/words"}],
+                    "resources": {"requests": {"cpu": "50m"}, "limits": {"cpu": "500m", "memory": "64Mi"}},
+                },
+                shell("beside", "exit 0", &mount),
+            ],
+        }),
+    )?;
+
+    let pod = wait_for_pod(&cluster, "order", "to succeed", |pod| {
+        pod["status"]["phase"] == "Succeeded"
+    })?;
+
+    let status = &pod["status"];
+    assert_eq!(status["qosClass"], "Burstable", "{status:#}");
+    let main = container(&pod, "main")?;
+    assert_eq!(main["state"]["terminated"]["exitCode"], 0, "{status:#}");
+    assert_eq!(main["state"]["terminated"]["reason"], "Completed");
+    assert_eq!(condition(&pod, "Initialized"), "True");
+    assert_eq!(condition(&pod, "Ready"), "False");
+    let ip = status["podIP"].as_str().context("a pod IP")?;
+    let log = log(&cluster, &pod, "main", 0)?;
+    for text in [
+        "first",
+        "second",
+        "hello",
+        &format!("order {ip} hello"),
+        "order",
+        &format!("{ip}\torder"),
+    ] {
+        assert!(
+            log.lines().any(|line| line.ends_with(text)),
+            "{text:?} is not in {log}"
+        );
+    }
+    // A pod that is over keeps no network.
+    wait_until("the netns to go", PATIENCE, || {
+        ensure!(cluster.nodes[0].pod_netns()?.is_empty());
+        Ok(())
+    })?;
+    delete_and_see_nothing_left(&cluster, &["order"])
+}
+
+#[test]
+fn a_failing_container_is_restarted_ever_later() -> Result<()> {
+    let cluster = start("restart")?;
+    apply_pod(
+        &cluster,
+        "crash",
+        json!({"containers": [shell("main", "echo attempt; exit 3", &json!([])), shell("good", "trap 'exit 0' TERM; while :; do sleep 0.1; done", &json!([]))]}),
+    )?;
+
+    // The first restart is immediate, the second waits.
+    let pod = wait_for_pod(&cluster, "crash", "to back off", |pod| {
+        container(pod, "main").is_ok_and(|c| c["state"]["waiting"]["reason"] == "CrashLoopBackOff")
+    })?;
+
+    let main = container(&pod, "main")?;
+    assert_eq!(main["restartCount"], 1, "{main:#}");
+    assert_eq!(main["lastState"]["terminated"]["exitCode"], 3, "{main:#}");
+    assert_eq!(main["ready"], false);
+    assert_eq!(container(&pod, "good")?["restartCount"], 0);
+    assert_eq!(pod["status"]["phase"], "Running");
+    let pod = wait_for_pod(&cluster, "crash", "to be started a third time", |pod| {
+        container(pod, "main").is_ok_and(|c| c["restartCount"] == 2)
+    })?;
+    assert!(log(&cluster, &pod, "main", 1)?.contains("attempt"));
+    delete_and_see_nothing_left(&cluster, &["crash"])
+}
+
+#[test]
+fn pods_outlive_the_agent_and_are_taken_over_by_the_next() -> Result<()> {
+    let mut cluster = start("adopt")?;
+    let forever = "trap 'echo bye; exit 0' TERM; i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done";
+    for name in ["kept", "orphan"] {
+        apply_pod(
+            &cluster,
+            name,
+            json!({"terminationGracePeriodSeconds": 20, "containers": [shell("main", forever, &json!([]))]}),
+        )?;
+    }
+    let is_ready = |pod: &Value| condition(pod, "Ready") == "True";
+    let before = wait_for_pod(&cluster, "kept", "to be ready", is_ready)?;
+    wait_for_pod(&cluster, "orphan", "to be ready", is_ready)?;
+
+    cluster.nodes[0].kill_agent()?;
+    let lines = log(&cluster, &before, "main", 0)?.lines().count();
+    wait_until("the container to go on", PATIENCE, || {
+        ensure!(log(&cluster, &before, "main", 0)?.lines().count() > lines + 3);
+        Ok(())
+    })?;
+    // Gone from the API at once, with nobody on the node to notice.
+    force_delete(&cluster, "orphan")?;
+    cluster.nodes[0].start_agent()?;
+
+    wait_until("the orphan to be taken away", PATIENCE, || {
+        let left = cluster.nodes[0].pod_netns()?;
+        ensure!(left.len() == 1, "{left:?}");
+        Ok(())
+    })?;
+    let after = wait_for_pod(&cluster, "kept", "to be ready", is_ready)?;
+    for path in [
+        "/status/containerStatuses/0/containerID",
+        "/status/containerStatuses/0/restartCount",
+        "/status/podIP",
+        "/status/startTime",
+    ] {
+        assert_eq!(before.pointer(path), after.pointer(path), "{path}");
+    }
+    // It ends as it wants to, within its grace.
+    cluster.client.delete("Pod", "default", "kept")?;
+    let mut last = String::new();
+    wait_until("the pod to go", PATIENCE, || {
+        if let Ok(text) = log(&cluster, &before, "main", 0) {
+            last = text;
+        }
+        ensure!(cluster.client.get("Pod", "default", "kept")?.is_none());
+        Ok(())
+    })?;
+    assert!(last.trim_end().ends_with("bye"), "{last}");
+    delete_and_see_nothing_left(&cluster, &[])
+}
+
+#[test]
+fn what_cannot_be_had_is_said_and_looked_for_again() -> Result<()> {
+    let cluster = start("missing")?;
+    apply_pod(
+        &cluster,
+        "never",
+        json!({"containers": [{"name": "main", "image": "weft.local/later:1", "imagePullPolicy": "Never", "command": ["/bin/sleep", "1000"]}]}),
+    )?;
+    apply_pod(
+        &cluster,
+        "volume",
+        json!({
+            "volumes": [{"name": "v", "nfs": {"server": "s", "path": "/p"}}],
+            "containers": [shell("main", "exit 0", &json!([{"name": "v", "mountPath": "/v"}]))],
+        }),
+    )?;
+    apply_pod(
+        &cluster,
+        "program",
+        json!({"restartPolicy": "Never", "containers": [{"name": "main", "image": IMAGE, "imagePullPolicy": "Never", "command": ["/no/such/program"]}]}),
+    )?;
+    let waiting = |reason: &'static str| {
+        move |pod: &Value| container(pod, "main").is_ok_and(|c| c["state"]["waiting"]["reason"] == reason)
+    };
+
+    wait_for_pod(
+        &cluster,
+        "never",
+        "to lack its image",
+        waiting("ErrImageNeverPull"),
+    )?;
+    let pod = wait_for_pod(
+        &cluster,
+        "volume",
+        "to lack its volume",
+        waiting("CreateContainerConfigError"),
+    )?;
+    let message = container(&pod, "main")?["state"]["waiting"]["message"].to_string();
+    assert!(message.contains("volume v"), "{message}");
+    let pod = wait_for_pod(&cluster, "program", "to fail", |pod| {
+        pod["status"]["phase"] == "Failed"
+    })?;
+    let end = &container(&pod, "main")?["state"]["terminated"];
+    assert_eq!(
+        (&end["reason"], &end["exitCode"]),
+        (&json!("StartError"), &json!(128))
+    );
+    assert!(end["message"].to_string().contains("/no/such/program"), "{end}");
+
+    let archive = cluster.lab().root().join("later.tar");
+    shell_image("weft.local/later:1")?.write(&archive)?;
+    cluster.nodes[0].load_image(&archive)?;
+    wait_for_pod(&cluster, "never", "to be ready", |pod| {
+        condition(pod, "Ready") == "True"
+    })?;
+    let events = cluster.client.list("Event", "default", "")?;
+    for (name, reason) in [
+        ("never", "Failed"),
+        ("never", "Started"),
+        ("volume", "Failed"),
+        ("program", "Failed"),
+    ] {
+        let told = events
+            .iter()
+            .any(|e| e["involvedObject"]["name"] == name && e["reason"] == reason);
+        assert!(told, "no event {reason} of {name}");
+    }
+    for name in ["never", "volume", "program"] {
+        force_delete(&cluster, name)?;
+    }
+    delete_and_see_nothing_left(&cluster, &[])
+}
+
+#[test]
+fn probes_decide_who_is_ready_and_who_is_restarted() -> Result<()> {
+    let cluster = start("probes")?;
+    let mut main = shell(
+        "main",
+        "sleep 2; touch /tmp/ready; trap 'exit 0' TERM; while :; do sleep 0.1; done",
+        &json!([]),
+    );
+    main["readinessProbe"] = json!({"exec": {"command": ["/bin/cat", "/tmp/ready"]}, "periodSeconds": 1});
+    let mut sick = shell(
+        "sick",
+        "trap 'exit 0' TERM; while :; do sleep 0.1; done",
+        &json!([]),
+    );
+    sick["livenessProbe"] = json!({"tcpSocket": {"port": 9}, "periodSeconds": 1, "failureThreshold": 2});
+    apply_pod(&cluster, "probed", json!({"containers": [main, sick]}))?;
+
+    let pod = wait_for_pod(&cluster, "probed", "to run", |pod| {
+        container(pod, "main").is_ok_and(|c| c["state"]["running"].is_object())
+    })?;
+    assert_eq!(
+        container(&pod, "main")?["ready"],
+        false,
+        "ready before it said so"
+    );
+    wait_for_pod(&cluster, "probed", "to be ready", |pod| {
+        container(pod, "main").is_ok_and(|c| c["ready"] == true)
+    })?;
+    let pod = wait_for_pod(
+        &cluster,
+        "probed",
+        "to have its sick container restarted",
+        |pod| container(pod, "sick").is_ok_and(|c| c["restartCount"].as_i64() > Some(0)),
+    )?;
+    assert_eq!(container(&pod, "main")?["restartCount"], 0);
+    delete_and_see_nothing_left(&cluster, &["probed"])
+}
+
+fn start(name: &str) -> Result<Cluster> {
+    let mut options = ClusterOptions::new(name);
+    options.nodes = 1;
+    options.agent.runs_pods = true;
+    let cluster = Cluster::start(options)?;
+    let archive = cluster.lab().root().join("shell.tar");
+    shell_image(IMAGE)?.write(&archive)?;
+    cluster.nodes[0].load_image(&archive)?;
+    Ok(cluster)
+}
+
+fn shell_image(name: &str) -> Result<ImageBuilder> {
+    let mut image = ImageBuilder::new(name).directory("/tmp", 0o1777);
+    for program in ["sh", "sleep", "cat", "hostname", "touch"] {
+        let path = format!("/bin/{program}");
+        image = image.host_program(&path, Path::new(&path))?;
+    }
+    Ok(image)
+}
+
+fn shell(name: &str, script: &str, mounts: &Value) -> Value {
+    json!({
+        "name": name, "image": IMAGE, "imagePullPolicy": "Never",
+        "command": ["/bin/sh", "-c", script], "volumeMounts": mounts,
+    })
+}
+
+fn apply_pod(cluster: &Cluster, name: &str, spec: Value) -> Result<()> {
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"}, "spec": spec});
+    cluster.client.apply(pod).map(drop)
+}
+
+fn wait_for_pod(
+    cluster: &Cluster,
+    name: &str,
+    what: &str,
+    condition: impl Fn(&Value) -> bool,
+) -> Result<Value> {
+    wait_until(&format!("pod {name} {what}"), PATIENCE, || {
+        let pod = cluster
+            .client
+            .get("Pod", "default", name)?
+            .context("the pod is not there")?;
+        ensure!(condition(&pod), "{:#}", pod["status"]);
+        Ok(pod)
+    })
+}
+
+fn container<'a>(pod: &'a Value, name: &str) -> Result<&'a Value> {
+    pod["status"]["containerStatuses"]
+        .as_array()
+        .and_then(|list| list.iter().find(|status| status["name"] == name))
+        .with_context(|| format!("no status of container {name}"))
+}
+
+fn condition(pod: &Value, name: &str) -> String {
+    weft_lab::cluster::condition(pod, name).unwrap_or_default()
+}
+
+fn log(cluster: &Cluster, pod: &Value, container: &str, attempt: u32) -> Result<String> {
+    let metadata = &pod["metadata"];
+    let dir = format!(
+        "default_{}_{}",
+        metadata["name"].as_str().context("a name")?,
+        metadata["uid"].as_str().context("a UID")?
+    );
+    let node = &cluster.nodes[0];
+    let path = node.state_dir().join("logs").join(dir).join(container);
+    Ok(fs::read_to_string(path.join(format!("{attempt}.log")))?)
+}
+
+fn force_delete(cluster: &Cluster, name: &str) -> Result<()> {
+    use k8s_openapi::api::core::v1::Pod;
+    use kube::api::{Api, DeleteParams};
+
+    let name = name.to_owned();
+    cluster.client.call(move |client| async move {
+        let api: Api<Pod> = Api::namespaced(client, "default");
+        api.delete(&name, &DeleteParams::default().grace_period(0))
+            .await?;
+        Ok(())
+    })
+}
+
+fn delete_and_see_nothing_left(cluster: &Cluster, names: &[&str]) -> Result<()> {
+    for name in names {
+        cluster.client.delete("Pod", "default", name)?;
+    }
+    let node = &cluster.nodes[0];
+    wait_until("all pods and what they had to be gone", PATIENCE, || {
+        let pods = cluster.client.list("Pod", "default", "")?;
+        ensure!(pods.is_empty(), "{pods:#?}");
+        for dir in ["pods", "netns", "logs"] {
+            let left: Vec<_> = fs::read_dir(node.state_dir().join(dir))?.flatten().collect();
+            ensure!(left.is_empty(), "{left:?}");
+        }
+        Ok(())
+    })?;
+    cluster.assert_no_error_logged(&[])
+}
