@@ -10,7 +10,9 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
 };
 use ipnetwork::IpNetwork;
-use weft_ebpf_common::{Address, Counter, Endpoint, NodeConfig, Peer, Reason, config, macs, mapped_v4, maps, peer};
+use weft_ebpf_common::{
+    Address, Counter, Endpoint, NodeConfig, Peer, Reason, config, macs, mapped_v4, maps, peer,
+};
 
 use super::programs::DataplaneError;
 

@@ -368,8 +368,9 @@ fn finish(entry: &mut Entry<'_, impl Read>, kind: EntryType, place: &Place) -> i
     if kind == EntryType::Link {
         return Ok(());
     }
-    let id = |value: io::Result<u64>| value.and_then(|n| u32::try_from(n).map_err(io::Error::other));
-    let (uid, gid) = (id(entry.header().uid())?, id(entry.header().gid())?);
+    let fields = entry.header().as_old();
+    let uid = owner(entry.header().uid(), &fields.uid)?;
+    let gid = owner(entry.header().gid(), &fields.gid)?;
     let name = place.name.as_os_str();
     fchownat(
         &place.parent,
@@ -404,7 +405,17 @@ fn finish(entry: &mut Entry<'_, impl Read>, kind: EntryType, place: &Place) -> i
     if kind.is_dir() {
         return Ok(());
     }
-    set_time(place, i64::try_from(entry.header().mtime()?).unwrap_or(0))
+    let mtime = entry.header().mtime().unwrap_or(0);
+    set_time(place, i64::try_from(mtime).unwrap_or(0))
+}
+
+/// A user or group number; some writers leave the field blank and mean root.
+fn owner(number: io::Result<u64>, field: &[u8]) -> io::Result<u32> {
+    match number {
+        Ok(number) => u32::try_from(number).map_err(io::Error::other),
+        Err(_) if field.iter().all(|byte| matches!(byte, 0 | b' ')) => Ok(0),
+        Err(error) => Err(error),
+    }
 }
 
 fn set_time(place: &Place, mtime: i64) -> io::Result<()> {

@@ -40,6 +40,13 @@ impl Reference {
             Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => (first, rest),
             Some(_) | None => ("docker.io", name),
         };
+        let domain_ok = domain.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[')
+            && domain
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || ".-:[]".contains(c));
+        if !domain_ok {
+            return Err(invalid("a registry is a host name, with a port perhaps"));
+        }
         let path_ok = !path.is_empty()
             && path.split('/').all(|part| {
                 part.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
