@@ -24,7 +24,7 @@ const AUTHORITY_SECONDS: u64 = 10 * 365 * 86_400;
 /// How long the server's and the administrator's certificates are valid; both are renewed at start.
 const CERTIFICATE_SECONDS: u64 = 365 * 86_400;
 /// Certificates begin to be valid a little early, for clocks that are behind.
-const CLOCK_SKEW: Duration = Duration::from_secs(300);
+const CLOCK_SKEW: Duration = Duration::from_mins(5);
 
 /// Why a certificate could not be made or read.
 #[derive(Debug, thiserror::Error)]

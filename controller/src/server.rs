@@ -62,7 +62,7 @@ pub enum ServerError {
 
 /// A listener that is bound and not yet serving.
 pub struct Listener {
-    listener: TcpListener,
+    socket: TcpListener,
     acceptor: TlsAcceptor,
     address: SocketAddr,
 }
@@ -82,7 +82,7 @@ impl Listener {
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Self {
-            listener,
+            socket: listener,
             acceptor,
             address,
         })
@@ -99,7 +99,7 @@ impl Listener {
         loop {
             let accepted = tokio::select! {
                 () = shutdown.cancelled() => break,
-                accepted = self.listener.accept() => accepted,
+                accepted = self.socket.accept() => accepted,
             };
             match accepted {
                 Ok((stream, peer)) if tracker.len() < MAX_CONNECTIONS => {

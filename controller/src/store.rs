@@ -114,7 +114,7 @@ pub trait Store: Send + Sync + 'static {
     fn list(&self, resource: &'static str, prefix: &str) -> Listing;
     /// How many objects a resource has.
     fn count(&self, resource: &'static str) -> usize;
-    /// Does all writes or none; resolves when they are durable and visible.
+    /// Does all writes or none; resolves when they are durable and visible. A transaction names a key once.
     fn commit(&self, writes: Vec<Write>) -> CommitFuture;
     /// The changes of a resource after a revision.
     ///

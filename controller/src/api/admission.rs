@@ -35,7 +35,8 @@ fn tolerate(spec: &mut Value, key: &str, seconds: u64) {
         let effect = toleration["effect"].as_str().unwrap_or_default();
         (about == key || about.is_empty()) && (effect == "NoExecute" || effect.is_empty())
     };
-    let wanted = json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds});
+    let wanted =
+        json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds});
     match spec["tolerations"].as_array_mut() {
         Some(list) if list.iter().any(tolerated) => {}
         Some(list) => list.push(wanted),

@@ -24,7 +24,7 @@ const FUTURE_WAIT: Duration = Duration::from_secs(3);
 /// Paginated lists that can be continued at a time.
 const MAX_SNAPSHOTS: usize = 64;
 /// How long a paginated list can be continued.
-const SNAPSHOT_LIFETIME: Duration = Duration::from_secs(300);
+const SNAPSHOT_LIFETIME: Duration = Duration::from_mins(5);
 
 /// Which objects of a resource a request is about.
 #[derive(Debug)]
@@ -119,24 +119,21 @@ pub(crate) async fn list(call: &Call) -> Result<Response<Body>, ApiError> {
         .number("limit")?
         .map_or(usize::MAX, |limit| limit as usize);
     let limit = if limit == 0 { usize::MAX } else { limit };
-    let page = match call.query.get("continue") {
-        Some(token) => {
-            if call
-                .query
-                .get("resourceVersion")
-                .is_some_and(|version| version != "0")
-            {
-                let why = "specifying resource version is not allowed when using continue";
-                return Err(ApiError::bad_request(why));
-            }
-            continued(call, &filter, token, limit)?
+    let page = if let Some(token) = call.query.get("continue") {
+        if call
+            .query
+            .get("resourceVersion")
+            .is_some_and(|version| version != "0")
+        {
+            let why = "specifying resource version is not allowed when using continue";
+            return Err(ApiError::bad_request(why));
         }
-        None => {
-            wait_for_version(call).await?;
-            let listing = filter.list(&call.server);
-            exact(call, &listing)?;
-            Page::first(call, &filter, listing, limit)
-        }
+        continued(call, &filter, token, limit)?
+    } else {
+        wait_for_version(call).await?;
+        let listing = filter.list(&call.server);
+        exact(call, &listing)?;
+        Page::first(call, &filter, listing, limit)
     };
     Ok(page.render(call))
 }

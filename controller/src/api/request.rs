@@ -92,7 +92,7 @@ impl Query {
         for segment in query.split(['&', '?']).filter(|segment| !segment.is_empty()) {
             let (key, value) = segment.split_once('=').unwrap_or((segment, ""));
             let decode = |text: &str| {
-                percent_decode(&text.replace('+', " "))
+                percent_decode(text.replace('+', " "))
                     .ok_or_else(|| ApiError::bad_request(format!("invalid URL escape in query: {text:?}")))
             };
             map.entry(decode(key)?).or_insert(decode(value)?);

@@ -22,7 +22,7 @@ use super::{Call, Server};
 use crate::store::{Event, Object, Revision, StoreError, Watch, WatchBatch};
 
 /// How often a watcher that asked for it hears the revision it has reached.
-const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
+const BOOKMARK_INTERVAL: Duration = Duration::from_mins(1);
 /// How long a watch lasts that does not say: at least, and up to twice as long.
 const DEFAULT_LIFETIME_SECONDS: u64 = 1800;
 /// Size at which initial objects are cut into chunks.
@@ -147,14 +147,13 @@ impl Watcher {
                 () = sleep_until(bookmark) => Wake::Bookmark,
             };
             match wake {
-                Wake::End => return None,
+                Wake::End | Wake::Changes(Err(StoreError::Closed)) => return None,
                 Wake::Changes(Ok(batch)) => {
                     let chunk = self.encoder.changes(&batch);
                     if !chunk.is_empty() {
                         return Some(chunk);
                     }
                 }
-                Wake::Changes(Err(StoreError::Closed)) => return None,
                 Wake::Changes(Err(error)) => {
                     self.ended = true;
                     let status = ApiError::from(error).status();

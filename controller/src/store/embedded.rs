@@ -135,6 +135,9 @@ impl Store for Embedded {
     }
 }
 
+/// Objects in key order.
+type Objects = BTreeMap<Box<str>, Arc<Object>>;
+
 fn load(database: &Database, index: Indexer) -> Result<Shared, StoreError> {
     let transaction = database.begin_write().map_err(engine)?;
     transaction.open_table(OBJECTS).map_err(engine)?;
@@ -142,7 +145,7 @@ fn load(database: &Database, index: Indexer) -> Result<Shared, StoreError> {
     transaction.commit().map_err(engine)?;
 
     let transaction = database.begin_read().map_err(engine)?;
-    let mut resources: HashMap<Box<str>, (BTreeMap<Box<str>, Arc<Object>>, Revision)> = HashMap::new();
+    let mut resources: HashMap<Box<str>, (Objects, Revision)> = HashMap::new();
     let mut revision = 0;
     for entry in transaction
         .open_table(CHANGES)
@@ -347,4 +350,180 @@ impl Writer {
 
 fn engine(error: impl Into<redb::Error>) -> StoreError {
     StoreError::Engine(Arc::new(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::store::Encoded;
+
+    const RESOURCE: &str = "configmaps";
+
+    fn index(_: &str, object: &Value) -> Meta {
+        Meta {
+            name: object["metadata"]["name"].as_str().unwrap_or_default().into(),
+            ..Meta::default()
+        }
+    }
+
+    fn put(key: &str, expect: Expect, value: u32) -> Write {
+        let object = json!({"metadata": {"name": key}, "data": {"v": value.to_string()}});
+        let meta = index(RESOURCE, &object);
+        Write {
+            resource: RESOURCE,
+            key: key.to_owned(),
+            expect,
+            operation: Operation::Put(Encoded::new(&object, meta)),
+        }
+    }
+
+    fn commit(store: &Embedded, writes: Vec<Write>) -> Committed {
+        futures::executor::block_on(store.commit(writes))
+    }
+
+    fn value(object: &Object) -> u32 {
+        object.value()["data"]["v"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// One write of the model: a key, what is expected (`None`: absence; else the current revision or a wrong one) and the
+    /// new value (`None`: deletion).
+    type Step = (u8, Option<bool>, Option<u32>);
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        /// The store agrees with a map, its watch tells every change in order, and a reopened store is the same.
+        #[test]
+        fn behaves_as_a_map_and_remembers(transactions in prop::collection::vec(
+            prop::collection::vec((0u8..4, prop::option::of(any::<bool>()), prop::option::of(0u32..100)), 1..4),
+            1..20,
+        )) {
+            let directory = tempfile::tempdir().unwrap();
+            let file = directory.path().join("store");
+            let store = Embedded::open(&file, index).unwrap();
+            let mut watch = store.watch(RESOURCE, 0).unwrap();
+            let mut model: BTreeMap<String, (u64, u32)> = BTreeMap::new();
+            let mut revision = 0;
+            let mut told: BTreeMap<String, (u64, u32)> = BTreeMap::new();
+            for transaction in &transactions {
+                let mut keys: Vec<_> = transaction.iter().map(|step: &Step| step.0).collect();
+                keys.sort_unstable();
+                keys.dedup();
+                if keys.len() != transaction.len() {
+                    continue; // A transaction names a key once.
+                }
+                let mut holds = true;
+                let mut after = model.clone();
+                let mut next = revision;
+                let mut writes = Vec::new();
+                for (key, expect, new) in transaction {
+                    let key = format!("ns/{key}");
+                    let current = model.get(&key).map(|(revision, _)| *revision);
+                    let expect = match expect {
+                        None => Expect::Absent,
+                        Some(true) => Expect::Revision(current.unwrap_or(9999)),
+                        Some(false) => Expect::Revision(current.unwrap_or(0) + 1000),
+                    };
+                    holds &= match expect {
+                        Expect::Absent => current.is_none(),
+                        Expect::Revision(revision) => current == Some(revision),
+                    };
+                    match new {
+                        Some(value) => {
+                            next += 1;
+                            after.insert(key.clone(), (next, *value));
+                            writes.push(put(&key, expect, *value));
+                        }
+                        None => {
+                            if current.is_some() {
+                                next += 1;
+                            }
+                            after.remove(&key);
+                            writes.push(Write { resource: RESOURCE, key, expect, operation: Operation::Delete });
+                        }
+                    }
+                }
+                let result = commit(&store, writes);
+                prop_assert_eq!(result.is_ok(), holds);
+                if holds {
+                    model = after;
+                    revision = next;
+                }
+                prop_assert_eq!(store.revision(), revision);
+                let mut last = 0;
+                for event in watch.ready().unwrap() {
+                    prop_assert!(event.revision() > last);
+                    last = event.revision();
+                    let key = event.object.meta().name.to_string();
+                    if event.deleted {
+                        told.remove(&key);
+                    } else {
+                        told.insert(key, (event.revision(), value(&event.object)));
+                    }
+                }
+                prop_assert_eq!(&told, &model);
+            }
+            let state = |store: &Embedded| -> BTreeMap<String, (u64, u32)> {
+                let listing = store.list(RESOURCE, "");
+                let items = listing.items.iter();
+                items.map(|o| (o.meta().name.to_string(), (o.revision(), value(o)))).collect()
+            };
+            prop_assert_eq!(&state(&store), &model);
+            drop(watch);
+            let shared = Arc::downgrade(&store.shared);
+            drop(store);
+            while shared.strong_count() > 0 {
+                thread::yield_now(); // The writer closes the file.
+            }
+            let store = Embedded::open(&file, index).unwrap();
+            prop_assert_eq!(&state(&store), &model);
+            prop_assert_eq!(store.revision(), revision);
+        }
+    }
+
+    #[test]
+    fn many_writers_share_commits_and_one_of_each_race_wins() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(Embedded::open(&directory.path().join("store"), index).unwrap());
+        let wins: usize = thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|_| {
+                    let store = Arc::clone(&store);
+                    scope.spawn(move || {
+                        let created =
+                            |n: u32| commit(&store, vec![put(&n.to_string(), Expect::Absent, n)]).is_ok();
+                        (0..50).filter(|n| created(*n)).count()
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(wins, 50);
+        assert_eq!(store.revision(), 50);
+    }
+
+    #[test]
+    fn a_watch_from_before_the_ring_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("store");
+        let store = Embedded::open(&file, index).unwrap();
+        commit(&store, vec![put("a", Expect::Absent, 1)]).unwrap();
+        commit(&store, vec![put("b", Expect::Absent, 1)]).unwrap();
+        let shared = Arc::downgrade(&store.shared);
+        drop(store);
+        while shared.strong_count() > 0 {
+            thread::yield_now();
+        }
+        let store = Embedded::open(&file, index).unwrap();
+        assert!(store.watch(RESOURCE, 2).is_ok());
+        assert!(matches!(
+            store.watch(RESOURCE, 1),
+            Err(StoreError::Expired { asked: 1, oldest: 2 })
+        ));
+    }
 }

@@ -133,6 +133,7 @@ impl Object {
     }
 
     /// The same state under another revision: what a watcher is told about a deletion.
+    #[must_use]
     pub fn at_revision(&self, revision: Revision) -> Self {
         let digits = self.revision.to_string().len();
         let mut body = Vec::with_capacity(self.body.len() + 4);

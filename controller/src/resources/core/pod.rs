@@ -238,7 +238,7 @@ impl Summary {
             let ready = status["conditions"]
                 .as_array()
                 .is_some_and(|list| list.iter().any(ready));
-            self.reason = if ready { "Running" } else { "NotReady" }.to_owned();
+            if ready { "Running" } else { "NotReady" }.clone_into(&mut self.reason);
         }
     }
 
