@@ -148,19 +148,28 @@ pub(super) fn format_time(time: jiff::Timestamp, micro: bool) -> String {
 }
 
 pub(super) fn check_types(root: Shape, object: &Value) -> Result<(), TypeError> {
-    check(
-        root,
-        object,
-        &Place {
-            owner: "",
-            path: &mut String::new(),
-        },
-    )
+    let top = Place {
+        owner: "",
+        name: "",
+        parent: None,
+    };
+    check(root, object, &top)
 }
 
+/// Where a value stands: the struct it is a field of, and the path there. Written out only for an error.
 struct Place<'a> {
     owner: &'static str,
-    path: &'a mut String,
+    name: &'a str,
+    parent: Option<&'a Place<'a>>,
+}
+
+impl Place<'_> {
+    fn path(&self) -> String {
+        match self.parent {
+            Some(parent) if parent.parent.is_some() => format!("{}.{}", parent.path(), self.name),
+            _ => self.name.to_owned(),
+        }
+    }
 }
 
 fn check(shape: Shape, value: &Value, place: &Place<'_>) -> Result<(), TypeError> {
@@ -210,17 +219,13 @@ fn check(shape: Shape, value: &Value, place: &Place<'_>) -> Result<(), TypeError
             let owner = definition.name.rsplit('.').next().unwrap_or(definition.name);
             for (name, child) in object {
                 if let Some(field) = definition.field(name) {
-                    let mut path = place.path.clone();
-                    if !path.is_empty() {
-                        path.push('.');
-                    }
-                    path.push_str(name);
                     check(
                         field.shape,
                         child,
                         &Place {
                             owner,
-                            path: &mut path,
+                            name,
+                            parent: Some(place),
                         },
                     )?;
                 }
@@ -228,29 +233,11 @@ fn check(shape: Shape, value: &Value, place: &Place<'_>) -> Result<(), TypeError
             true
         }
         (Shape::List(inner), Value::Array(items)) => {
-            for item in items {
-                check(
-                    *inner,
-                    item,
-                    &Place {
-                        owner: place.owner,
-                        path: &mut place.path.clone(),
-                    },
-                )?;
-            }
+            items.iter().try_for_each(|item| check(*inner, item, place))?;
             true
         }
         (Shape::Map(inner), Value::Object(entries)) => {
-            for item in entries.values() {
-                check(
-                    *inner,
-                    item,
-                    &Place {
-                        owner: place.owner,
-                        path: &mut place.path.clone(),
-                    },
-                )?;
-            }
+            entries.values().try_for_each(|item| check(*inner, item, place))?;
             true
         }
         _ => false,
@@ -290,7 +277,8 @@ fn mismatch(shape: Shape, value: &Value, place: &Place<'_>) -> TypeError {
     } else {
         format!(
             "json: cannot unmarshal {found} into Go struct field {}.{} of type {expected}",
-            place.owner, place.path
+            place.owner,
+            place.path()
         )
     };
     TypeError { message }
