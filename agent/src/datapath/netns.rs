@@ -137,6 +137,10 @@ fn namespace_kind(file: &File) -> Option<i32> {
     (kind >= 0).then_some(kind)
 }
 
+fn open_netlink(netns: &Netns) -> Result<Netlink, NetnsError> {
+    Netlink::open().map_err(|error| NetnsError::Socket(netns.path.clone(), error))
+}
+
 type Job = Box<dyn FnOnce(&Netns) + Send>;
 
 /// The thread that enters pods' namespaces.
@@ -186,18 +190,18 @@ impl NetnsThread {
 
     /// Opens a netlink socket in a netns, which comes back with it.
     pub fn netlink(&self, netns: Netns) -> Result<(Netns, Netlink), NetnsError> {
-        self.run(netns, |netns| {
-            Netlink::open().map_err(|error| NetnsError::Socket(netns.path.clone(), error))
-        })
+        self.run(netns, open_netlink)
     }
 
-    /// Whether devices that are made in a netns come without IPv6.
-    pub fn ipv6_is_off(&self, netns: Netns) -> Result<(Netns, bool), NetnsError> {
-        self.run(netns, |_| {
+    /// Opens a netlink socket in a netns, and says whether devices that are made in it come without IPv6.
+    pub fn survey(&self, netns: Netns) -> Result<(Netns, Netlink, bool), NetnsError> {
+        let (netns, (netlink, ipv6_is_off)) = self.run(netns, |netns| {
             // A kernel without IPv6 has no such file, and refuses the addresses later with its own words.
             let setting = std::fs::read("/proc/sys/net/ipv6/conf/default/disable_ipv6");
-            Ok(setting.is_ok_and(|value| value.first() == Some(&b'1')))
-        })
+            let ipv6_is_off = setting.is_ok_and(|value| value.first() == Some(&b'1'));
+            Ok((open_netlink(netns)?, ipv6_is_off))
+        })?;
+        Ok((netns, netlink, ipv6_is_off))
     }
 
     /// Writes a file under `/proc/sys` as the netns sees it.

@@ -118,16 +118,13 @@ impl Kernel {
 
     /// Makes all that the checkpoint says, noting the indexes in it.
     fn build(&self, checkpoint: &mut Checkpoint, netns: Netns, limits: Limits) -> Result<(), EndpointError> {
-        let (netns, pod_netlink) = self.datapath.netns.netlink(netns)?;
+        let (netns, pod_netlink, ipv6_is_off) = self.datapath.netns.survey(netns)?;
         self.create_veth(checkpoint, &netns, limits)?;
         self.guard(checkpoint)?;
         self.announce(checkpoint)?;
-        if checkpoint.attached.ips.iter().any(IpNetwork::is_ipv6) {
-            let (netns, off) = self.datapath.netns.ipv6_is_off(netns)?;
-            if off {
-                let name = format!("net/ipv6/conf/{}/disable_ipv6", checkpoint.key.ifname);
-                self.datapath.netns.write_sysctl(netns, &name, "0")?;
-            }
+        if ipv6_is_off && checkpoint.attached.ips.iter().any(IpNetwork::is_ipv6) {
+            let name = format!("net/ipv6/conf/{}/disable_ipv6", checkpoint.key.ifname);
+            self.datapath.netns.write_sysctl(netns, &name, "0")?;
         }
         pod_netlink.configure_pod(&pod_side(checkpoint, route_mtu(checkpoint.attached.mtu, limits)))?;
         Ok(())

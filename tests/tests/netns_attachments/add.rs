@@ -222,3 +222,23 @@ fn a_pod_may_have_a_smaller_device() {
         node.endpoints.check(key("a"), None).await.unwrap();
     });
 }
+
+/// Runtimes turn IPv6 off in a new netns when they know of no IPv6 network.
+#[test]
+fn a_netns_without_ipv6_gets_it_for_its_device() {
+    in_namespaces(|| async {
+        let node = TestNode::new().await;
+        let pod = node.pod("a");
+        pod.run(
+            "sysctl",
+            &[
+                "-qw",
+                "net.ipv6.conf.all.disable_ipv6=1",
+                "net.ipv6.conf.default.disable_ipv6=1",
+            ],
+        );
+        let attached = node.add("a", &pod).await.unwrap();
+        assert_eq!(pod.addresses(), attached.ips);
+        node.endpoints.check(key("a"), None).await.unwrap();
+    });
+}

@@ -306,6 +306,11 @@ impl Pod {
         command
     }
 
+    /// Runs a program in the pod's netns and expects success.
+    pub(crate) fn run(&self, program: &str, args: &[&str]) -> String {
+        run(self.command(program).args(args))
+    }
+
     pub(crate) fn ip(&self, line: &str) -> String {
         run(self.command("ip").args(line.split_whitespace()))
     }
