@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tracing::{debug, info};
 
-use super::{ControllerError, is_conflict, is_not_found};
+use super::{ControllerError, is_not_found};
 use crate::informer::{Cached, Store};
 
 /// What to do with the objects around a controller.
@@ -138,9 +138,8 @@ where
                 );
                 owned.push(object);
             }
-            Err(error) if is_not_found(&error) || is_conflict(&error) => {
-                debug!(object = name, "not adopted: it changed meanwhile");
-            }
+            Err(error) if is_not_found(&error) => debug!(object = name, "not adopted: it is gone"),
+            // A conflict too ends the pass: what could not be adopted must not be made anew.
             Err(error) => return Err(ControllerError::api("adopt", name)(error)),
         }
     }

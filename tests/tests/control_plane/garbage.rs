@@ -1,0 +1,178 @@
+//! Objects go with their owners, and namespaces with everything in them.
+
+use anyhow::Result;
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, ServiceAccount};
+use kube::Api;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use serde_json::json;
+
+use crate::world::{World, deployment, eventually};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_the_background_everything_follows() -> Result<()> {
+    let world = World::start().await?;
+    world.join(&["n1"]).await?;
+    world.create::<Deployment>(deployment("web", 3, "img:1")).await?;
+    world.wait_ready("app=web", 3).await?;
+    world
+        .api::<Deployment>()
+        .delete("web", &DeleteParams::background())
+        .await?;
+    eventually("sets and pods to go", || async {
+        let gone = world.sets().await.ok()?.is_empty() && world.pods("app=web").await.ok()?.is_empty();
+        gone.then_some(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_the_foreground_the_owner_goes_last() -> Result<()> {
+    let world = World::start().await?;
+    world.join(&["n1"]).await?;
+    world.create::<Deployment>(deployment("web", 3, "img:1")).await?;
+    world.wait_ready("app=web", 3).await?;
+    world
+        .api::<Deployment>()
+        .delete("web", &DeleteParams::foreground())
+        .await?;
+    eventually("everything to go, the owner last", || async {
+        let pods = world.pods("app=web").await.ok()?;
+        let sets = world.sets().await.ok()?;
+        let owner = world.api::<Deployment>().get_opt("web").await.ok()?;
+        if owner.is_none() {
+            assert!(
+                world.pods("app=web").await.ok()?.is_empty(),
+                "pods outlived the owner"
+            );
+        }
+        (owner.is_none() && pods.is_empty() && sets.is_empty()).then_some(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn orphans_stay_and_are_nobodys() -> Result<()> {
+    let world = World::start().await?;
+    world.join(&["n1"]).await?;
+    world.create::<Deployment>(deployment("web", 2, "img:1")).await?;
+    world.wait_ready("app=web", 2).await?;
+    world
+        .api::<Deployment>()
+        .delete("web", &DeleteParams::orphan())
+        .await?;
+    eventually("the owner to go", || async {
+        world
+            .api::<Deployment>()
+            .get_opt("web")
+            .await
+            .ok()?
+            .is_none()
+            .then_some(())
+    })
+    .await?;
+    let sets = world.sets().await?;
+    assert_eq!(sets.len(), 1);
+    assert!(
+        sets[0]
+            .metadata
+            .owner_references
+            .iter()
+            .flatten()
+            .next()
+            .is_none()
+    );
+    assert_eq!(world.ready("app=web").await?.len(), 2);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn circles_and_second_owners() -> Result<()> {
+    let world = World::start().await?;
+    let map = |name: &str, owners: serde_json::Value| json!({ "metadata": { "name": name, "ownerReferences": owners } });
+    let owner = |map: &ConfigMap| json!({ "apiVersion": "v1", "kind": "ConfigMap", "name": map.metadata.name, "uid": map.metadata.uid, "blockOwnerDeletion": true });
+    let a = world.create::<ConfigMap>(map("a", json!([]))).await?;
+    let b = world.create::<ConfigMap>(map("b", json!([owner(&a)]))).await?;
+    let c = world.create::<ConfigMap>(map("c", json!([owner(&b)]))).await?;
+    world
+        .merge::<ConfigMap>("a", json!({ "metadata": { "ownerReferences": [owner(&c)] } }))
+        .await?;
+    let stays = world.create::<ConfigMap>(map("stays", json!([]))).await?;
+    world
+        .create::<ConfigMap>(map("shared", json!([owner(&a), owner(&stays)])))
+        .await?;
+
+    world
+        .api::<ConfigMap>()
+        .delete("a", &DeleteParams::foreground())
+        .await?;
+    eventually("the circle to go", || async {
+        let names: Vec<_> = world
+            .api::<ConfigMap>()
+            .list(&ListParams::default())
+            .await
+            .ok()?
+            .items;
+        let left = |name: &str| names.iter().any(|map| map.metadata.name.as_deref() == Some(name));
+        (!left("a") && !left("b") && !left("c")).then_some(())
+    })
+    .await?;
+    let shared = world.api::<ConfigMap>().get("shared").await?;
+    let owners: Vec<_> = shared.metadata.owner_references.unwrap_or_default();
+    assert_eq!(owners.len(), 1);
+    assert_eq!(Some(&owners[0].uid), stays.metadata.uid.as_ref());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_takes_everything_with_it() -> Result<()> {
+    let world = World::start().await?;
+    world.join(&["n1"]).await?;
+    let namespaces: Api<Namespace> = Api::all(world.client.clone());
+    let made: Namespace = serde_json::from_value(json!({ "metadata": { "name": "team" } }))?;
+    namespaces.create(&PostParams::default(), &made).await?;
+    let accounts: Api<ServiceAccount> = Api::namespaced(world.client.clone(), "team");
+    let maps: Api<ConfigMap> = Api::namespaced(world.client.clone(), "team");
+    eventually("account and certificate", || async {
+        accounts.get("default").await.ok()?;
+        maps.get("kube-root-ca.crt")
+            .await
+            .ok()?
+            .data?
+            .get("ca.crt")?
+            .contains("BEGIN CERTIFICATE")
+            .then_some(())
+    })
+    .await?;
+
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "team");
+    let deployments: Api<Deployment> = Api::namespaced(world.client.clone(), "team");
+    deployments
+        .create(
+            &PostParams::default(),
+            &serde_json::from_value(deployment("web", 3, "img:1"))?,
+        )
+        .await?;
+    eventually("pods", || async {
+        let pods = pods.list(&ListParams::default()).await.ok()?;
+        (pods
+            .items
+            .iter()
+            .filter(|pod| crate::world::is_ready(pod))
+            .count()
+            == 3)
+            .then_some(())
+    })
+    .await?;
+    namespaces.delete("team", &DeleteParams::default()).await?;
+    eventually("the namespace to go", || async {
+        namespaces.get_opt("team").await.ok()?.is_none().then_some(())
+    })
+    .await?;
+    let sets: Api<ReplicaSet> = Api::all(world.client.clone());
+    let left = sets.list(&ListParams::default()).await?;
+    assert!(left.items.is_empty(), "nothing is left behind");
+    let pods: Api<Pod> = Api::all(world.client.clone());
+    assert!(pods.list(&ListParams::default()).await?.items.is_empty());
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! Nodes that join, fall silent, come back and leave.
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Node;
+use kube::Api;
+use kube::api::DeleteParams;
+
+use crate::world::{World, by_node, deployment, eventually, on};
+
+fn taints(node: &Node) -> BTreeSet<String> {
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    taints
+        .map(|taint| format!("{}:{}", taint.key, taint.effect))
+        .collect()
+}
+
+fn ready(node: &Node) -> String {
+    let conditions = node
+        .status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten());
+    conditions
+        .filter(|c| c.type_ == "Ready")
+        .map(|c| c.status.clone())
+        .next()
+        .unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_pods_of_a_dead_node_are_replaced_elsewhere() -> Result<()> {
+    let world = World::start().await?;
+    world.join(&["n1", "n2", "n3"]).await?;
+    world.create::<Deployment>(deployment("web", 6, "img:1")).await?;
+    let pods = world.wait_ready("app=web", 6).await?;
+    assert_eq!(by_node(&pods).values().copied().collect::<Vec<_>>(), [2, 2, 2]);
+
+    world.kill_node("n2");
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    eventually("the node to be unknown and tainted", || async {
+        let node = nodes.get("n2").await.ok()?;
+        let wanted =
+            ["NoExecute", "NoSchedule"].map(|effect| format!("node.kubernetes.io/unreachable:{effect}"));
+        (ready(&node) == "Unknown" && taints(&node) == wanted.into()).then_some(())
+    })
+    .await?;
+    let pods = world.wait_ready("app=web", 6).await?;
+    assert!(pods.iter().all(|pod| !on(pod, "n2")), "{:?}", by_node(&pods));
+    assert_eq!(
+        world.events("n2", "NodeNotReady").await?,
+        ["Node n2 status is now: NodeNotReady"]
+    );
+
+    world.heal_node("n2").await?;
+    eventually("the taints to go", || async {
+        let node = nodes.get("n2").await.ok()?;
+        (ready(&node) == "True" && taints(&node).is_empty()).then_some(())
+    })
+    .await?;
+    eventually("the evicted pods to be gone", || async {
+        let pods = world.pods("app=web").await.ok()?;
+        (pods.len() == 6).then_some(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_of_a_deleted_node_are_collected() -> Result<()> {
+    let world = World::start().await?;
+    world.join(&["n1", "n2"]).await?;
+    world.create::<Deployment>(deployment("web", 4, "img:1")).await?;
+    world.wait_ready("app=web", 4).await?;
+    world.kill_node("n2");
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    nodes.delete("n2", &DeleteParams::default()).await?;
+    eventually("all pods on the other node", || async {
+        let pods = world.pods("app=web").await.ok()?;
+        (pods.len() == 4 && pods.iter().all(|pod| on(pod, "n1"))).then_some(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_node_gets_its_own_ranges_until_there_are_none() -> Result<()> {
+    let world = World::with(|config| {
+        config.cluster_cidrs = vec!["10.9.0.0/22".parse().unwrap(), "fd00:9::/56".parse().unwrap()];
+    })
+    .await?;
+    world.join(&["a", "b", "c", "d"]).await?;
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    let mut seen = BTreeSet::new();
+    for node in nodes.list(&kube::api::ListParams::default()).await? {
+        let spec = node.spec.unwrap_or_default();
+        let cidrs = spec.pod_cidrs.unwrap_or_default();
+        assert_eq!(cidrs.len(), 2);
+        assert_eq!(spec.pod_cidr.as_ref(), Some(&cidrs[0]));
+        assert!(
+            cidrs[0].ends_with("/24") && cidrs[1].ends_with("/64"),
+            "{cidrs:?}"
+        );
+        assert!(cidrs.into_iter().all(|cidr| seen.insert(cidr)), "given out twice");
+    }
+    let late: Node = serde_json::from_value(serde_json::json!({ "metadata": { "name": "e" } }))?;
+    nodes.create(&kube::api::PostParams::default(), &late).await?;
+    let message = eventually("the event", || async {
+        world
+            .events("e", "CIDRNotAvailable")
+            .await
+            .ok()?
+            .into_iter()
+            .next()
+    })
+    .await?;
+    assert!(
+        message.contains("10.9.0.0/22") && message.contains("--cluster-cidr"),
+        "{message}"
+    );
+    nodes.delete("b", &DeleteParams::default()).await?;
+    eventually("the freed range", || async {
+        nodes.get("e").await.ok()?.spec?.pod_cidr
+    })
+    .await?;
+    Ok(())
+}
