@@ -66,6 +66,9 @@ pub fn run(lab: Lab, hold: bool) -> Result<()> {
     let screen = Screen::new();
     let start = Instant::now();
     let outcome = show(lab.clone(), screen, hold);
+    if lab.is_ended() {
+        return outcome; // whoever ended it says so
+    }
     if outcome.is_err() {
         // Before the logs are removed.
         eprintln!("{}", lab.log_tails(20));

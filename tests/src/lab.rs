@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{process, thread};
@@ -68,6 +68,7 @@ struct Inner {
     logs: Mutex<Vec<PathBuf>>,
     /// Write ends of pipes which hold machines alive.
     holders: Mutex<Vec<Child>>,
+    is_ended: AtomicBool,
     _lock: Flock<fs::File>,
 }
 
@@ -116,6 +117,7 @@ impl Lab {
                 supervisor: Mutex::new(Some(supervisor)),
                 logs: Mutex::default(),
                 holders: Mutex::default(),
+                is_ended: AtomicBool::new(false),
                 _lock: lock,
             }),
         })
@@ -159,6 +161,11 @@ impl Lab {
         if let Some(at) = holders.iter().position(|child| child.id() == pid) {
             end(holders.swap_remove(at));
         }
+    }
+
+    /// Whether the lab has been taken down.
+    pub fn is_ended(&self) -> bool {
+        self.inner.is_ended.load(Ordering::SeqCst)
     }
 
     /// Takes the lab down at once, whatever else holds it. What a signal handler calls.
@@ -213,6 +220,7 @@ impl Lab {
 
 impl Inner {
     fn teardown(&self) {
+        self.is_ended.store(true, Ordering::SeqCst);
         let holders = std::mem::take(&mut *self.holders.lock().expect("no holder of this lock panics"));
         for holder in holders {
             end(holder);

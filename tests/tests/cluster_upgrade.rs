@@ -42,10 +42,12 @@ fn traffic_survives(name: &str, encap: Encap) -> Result<()> {
 
     let before = filter_programs(&cluster)?;
 
-    for node in &mut cluster.nodes {
-        node.kill_agent()?;
-        node.start_agent()?; // loads its programs and puts them in the place of the pinned ones
-        wait_serving(node, DEADLINE)?;
+    for _ in 0..4 {
+        for node in &mut cluster.nodes {
+            node.kill_agent()?;
+            node.start_agent()?; // loads its programs and puts them in the place of the pinned ones
+            wait_serving(node, DEADLINE)?;
+        }
     }
     for node in &mut cluster.nodes {
         node.stop_agent()?;

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::Result;
@@ -39,12 +41,21 @@ fn run(cli: &Cli) -> Result<()> {
     signals.thread_block()?;
     let lab = Lab::new("demo")?;
     let ended = lab.clone();
+    let is_interrupted = Arc::new(AtomicBool::new(false));
+    let interrupted = Arc::clone(&is_interrupted);
     thread::spawn(move || {
         if let Ok(signal) = signals.wait() {
+            interrupted.store(true, Ordering::SeqCst);
             eprintln!("\n{signal}: cleaning up");
             ended.teardown();
             std::process::exit(128 + signal as i32);
         }
     });
-    demo::run(lab, cli.hold)
+    let outcome = demo::run(lab.clone(), cli.hold);
+    if outcome.is_err() && lab.is_ended() && is_interrupted.load(Ordering::SeqCst) {
+        loop {
+            thread::park(); // the thread above ends the process when it has cleaned up
+        }
+    }
+    outcome
 }
