@@ -2,7 +2,7 @@
 
 use weft_ebpf_common::{
     Endpoint, GATEWAY_V4, NodeConfig, Peer, Reason, checksum, ecn,
-    headers::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4, Ipv6},
+    headers::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4, Ipv6, PROTOCOL_TCP},
 };
 
 use crate::{
@@ -28,6 +28,9 @@ pub(crate) trait Family {
 
     /// Reads and checks the header at an offset.
     fn parse(packet: Packet, at: usize) -> Result<Ip<Self::Address>, Reason>;
+    /// The length of a TCP segment's headers, from the IP header at an offset on; `None` where finding out takes more than a
+    /// glance.
+    fn tcp_headers(packet: Packet, at: usize) -> Option<u32>;
     fn endpoint(address: Self::Address) -> Option<&'static Endpoint>;
     fn peer(address: Self::Address) -> Option<&'static Peer>;
     fn is_node(config: &NodeConfig, address: Self::Address) -> bool;
@@ -72,6 +75,17 @@ impl Family for V4 {
             destination: header.destination,
             traffic_class: header.tos,
         })
+    }
+
+    #[inline(always)]
+    fn tcp_headers(packet: Packet, at: usize) -> Option<u32> {
+        let header: Ipv4 = packet.read(at)?;
+        let plain = header.version_ihl == 0x45 && header.protocol == PROTOCOL_TCP;
+        if plain {
+            tcp_headers(packet, at, size_of::<Ipv4>())
+        } else {
+            None
+        }
     }
 
     #[inline(always)]
@@ -152,6 +166,16 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn tcp_headers(packet: Packet, at: usize) -> Option<u32> {
+        let header: Ipv6 = packet.read(at)?;
+        if header.next_header == PROTOCOL_TCP {
+            tcp_headers(packet, at, size_of::<Ipv6>())
+        } else {
+            None
+        }
+    }
+
+    #[inline(always)]
     fn endpoint(address: [u32; 4]) -> Option<&'static Endpoint> {
         endpoints::v6(address)
     }
@@ -203,6 +227,15 @@ impl Family for V6 {
         let changed = u32::from_be(header.version_class_flow) & !(0xff << 20) | (u32::from(class) << 20);
         packet.amend(at, changed.to_be())
     }
+}
+
+/// With TCP right after an IP header of this length.
+#[inline(always)]
+fn tcp_headers(packet: Packet, at: usize, ip: usize) -> Option<u32> {
+    /// The word with TCP's own header length in its upper four bits.
+    const DATA_OFFSET: usize = 12;
+    let word: u16 = packet.read(at + ip + DATA_OFFSET)?;
+    Some(ip as u32 + u32::from(u16::from_be(word) >> 12) * 4)
 }
 
 /// An address in the words that headers hold.

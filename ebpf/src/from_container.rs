@@ -64,7 +64,7 @@ fn to_peer<F: Family>(packet: Packet, node: &NodeConfig, peer: &Peer, class: u8)
         // Cut by the overlay device. Segments that are too big show when TCP repeats them one by one.
         return Ok(packet.redirect_out(node.overlay_ifindex, Reason::ToOverlayDevice));
     }
-    if packet.exceeds(node.tunnel_mtu, node.overlay_ifindex) {
+    if exceeds::<F>(packet, node) {
         // The stack's route has the tunnel's MTU: it fragments, or answers "too big", as for any router.
         return packet.redirect_to_stack(node.overlay_ifindex, Reason::TooBig);
     }
@@ -77,4 +77,19 @@ fn to_peer<F: Family>(packet: Packet, node: &NodeConfig, peer: &Peer, class: u8)
         return verdict;
     }
     Ok(packet.redirect_out(node.overlay_ifindex, Reason::ToOverlayDevice))
+}
+
+/// Whether the packet, or a segment of it, is longer than the tunnel allows.
+#[inline(always)]
+fn exceeds<F: Family>(packet: Packet, node: &NodeConfig) -> bool {
+    if packet.length() <= node.tunnel_mtu + ETHERNET_LEN as u32 {
+        return false;
+    }
+    if !packet.is_aggregate() {
+        return true;
+    }
+    match F::tcp_headers(packet, ETHERNET_LEN) {
+        Some(headers) => headers + packet.segment_size() > node.tunnel_mtu,
+        None => packet.segments_exceed_mtu_of(node.overlay_ifindex),
+    }
 }

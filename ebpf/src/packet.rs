@@ -110,8 +110,7 @@ impl Packet {
     /// Whether this is an aggregate, to be cut into segments on its way out.
     #[inline(always)]
     pub(crate) fn is_aggregate(self) -> bool {
-        // SAFETY: as in `length`.
-        unsafe { (*self.skb).gso_size != 0 }
+        self.segment_size() != 0
     }
 
     /// Whether the link header was addressed to another host.
@@ -201,16 +200,16 @@ impl Packet {
         self.write(at, MacWords { first, second, third })
     }
 
-    /// Whether the packet, or a segment of it, is longer than the device's MTU allows.
+    /// The size of the segments' payload; zero unless this is an aggregate.
     #[inline(always)]
-    pub(crate) fn exceeds(self, mtu: u32, ifindex: u32) -> bool {
-        if self.length() <= mtu + ETHERNET_LEN as u32 {
-            return false;
-        }
-        if !self.is_aggregate() {
-            return true;
-        }
-        // The length of the segments depends on headers that only the kernel has parsed.
+    pub(crate) fn segment_size(self) -> u32 {
+        // SAFETY: as in `length`.
+        unsafe { (*self.skb).gso_size }
+    }
+
+    /// Whether segments of this aggregate are longer than the device's MTU allows, by the headers that the kernel parsed.
+    #[inline(always)]
+    pub(crate) fn segments_exceed_mtu_of(self, ifindex: u32) -> bool {
         let mut unused = 0u32;
         // SAFETY: `unused` is on this stack, zero as the flag demands.
         unsafe {

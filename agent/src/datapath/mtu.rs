@@ -15,6 +15,10 @@ pub fn tunnel_overhead(tunnel_source: IpAddr) -> u32 {
     }
 }
 
+/// IPv6 aggregates above this carry a hop-by-hop option, which segmentation inside a tunnel does not take out; so the
+/// overlay device would have to cut them, and a pod is faster without.
+const IPV6_IN_TUNNEL: u32 = 65_536;
+
 /// The sizes that pods' devices and routes get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Limits {
@@ -32,7 +36,10 @@ impl Limits {
         Self {
             device_mtu: underlay.mtu,
             tunnel_mtu: underlay.mtu.saturating_sub(tunnel_overhead(tunnel_source)),
-            offload: underlay.offload,
+            offload: OffloadLimits {
+                gso: underlay.offload.gso.map(|bytes| bytes.min(IPV6_IN_TUNNEL)),
+                ..underlay.offload
+            },
         }
     }
 }
@@ -55,5 +62,22 @@ mod tests {
             Limits::of_underlay(&underlay, "fd00::1".parse().unwrap()).tunnel_mtu,
             1430
         );
+    }
+
+    #[test]
+    fn only_ipv4_aggregates_may_exceed_64_kilobytes() {
+        let underlay = Link {
+            mtu: 1500,
+            offload: OffloadLimits {
+                gso: Some(185_000),
+                gro: Some(185_000),
+                gso_ipv4: Some(185_000),
+                gro_ipv4: Some(185_000),
+            },
+            ..Link::default()
+        };
+        let limits = Limits::of_underlay(&underlay, IpAddr::from([192, 0, 2, 1]));
+        assert_eq!(limits.offload.gso, Some(65_536));
+        assert_eq!(limits.offload.gso_ipv4, Some(185_000));
     }
 }

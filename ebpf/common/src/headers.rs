@@ -29,6 +29,8 @@ pub const ETHERTYPE_IPV4: u16 = 0x0800u16.to_be();
 pub const ETHERTYPE_IPV6: u16 = 0x86ddu16.to_be();
 /// `ETH_P_ARP` in network byte order.
 pub const ETHERTYPE_ARP: u16 = 0x0806u16.to_be();
+/// TCP's protocol number.
+pub const PROTOCOL_TCP: u8 = 6;
 /// UDP's protocol number.
 pub const PROTOCOL_UDP: u8 = 17;
 /// ICMPv6's protocol number.

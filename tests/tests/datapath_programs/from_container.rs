@@ -320,6 +320,35 @@ fn an_aggregate_may_have_no_total_length() {
 }
 
 #[test]
+fn an_aggregate_is_judged_by_its_segments() {
+    in_namespaces(|| {
+        // By the device, as a made packet is no TCP aggregate in the kernel's eyes and gets no tunnel header.
+        let world = World::with(|s| s.encap = EncapMode::Device);
+        for (i, (pod, remote)) in POD.into_iter().zip(REMOTE).enumerate() {
+            // A TCP header of 32 bytes: timestamps.
+            let mut payload = vec![0; 3000];
+            payload[12] = 0x80;
+            let packet = Packet {
+                protocol: 6,
+                ..Packet::new(pod, remote).payload(payload)
+            };
+            let headers = [20, 40][i] + 32;
+            for (size, reason) in [
+                (1450 - headers, Reason::ToOverlayDevice),
+                (1451 - headers, Reason::TooBig),
+            ] {
+                let frame = packet.frame();
+                let trial = Trial {
+                    segment_size: Some(size),
+                    ..Trial::new(&frame[..])
+                };
+                assert_eq!(world.send_as(HOOK, trial).reason, reason, "segments of {size}");
+            }
+        }
+    });
+}
+
+#[test]
 fn other_protocols_are_dropped() {
     in_namespaces(|| {
         let world = World::new();
