@@ -154,23 +154,19 @@ pub fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
             continue;
         }
         let reference = after.strip_prefix('(').and_then(|inner| inner.split_once(')'));
-        rest = match reference {
-            Some((name, remaining)) => {
-                match variables.get(name) {
-                    Some(value) => out.push_str(value),
-                    None => {
-                        out.push_str("$(");
-                        out.push_str(name);
-                        out.push(')');
-                    }
-                }
-                remaining
-            }
-            None => {
-                out.push('$');
-                after
-            }
+        let Some((name, remaining)) = reference else {
+            out.push('$');
+            rest = after;
+            continue;
         };
+        if let Some(value) = variables.get(name) {
+            out.push_str(value);
+        } else {
+            out.push_str("$(");
+            out.push_str(name);
+            out.push(')');
+        }
+        rest = remaining;
     }
     out.push_str(rest);
     out

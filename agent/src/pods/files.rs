@@ -1,6 +1,11 @@
 //! The files that every container finds in `/etc`: host name, hosts, resolver. The texts are pure.
 
-use std::{fs, io, net::IpAddr, path::Path};
+use std::{
+    fmt::{self, Write as _},
+    fs, io,
+    net::IpAddr,
+    path::Path,
+};
 
 use k8s_openapi::api::core::v1::{HostAlias, Pod, PodSpec};
 
@@ -55,13 +60,18 @@ pub fn hosts(pod: &Pod, ips: &[IpAddr], cluster_domain: &str) -> String {
             ),
             None => name.clone(),
         };
-        text.push_str(&format!("{ip}\t{names}\n"));
+        push(&mut text, format_args!("{ip}\t{names}\n"));
     }
     for HostAlias { ip, hostnames } in pod.spec.iter().flat_map(|s| s.host_aliases.iter().flatten()) {
         let names = hostnames.clone().unwrap_or_default().join("\t");
-        text.push_str(&format!("{ip}\t{names}\n"));
+        push(&mut text, format_args!("{ip}\t{names}\n"));
     }
     text
+}
+
+/// Writing to a text cannot fail.
+fn push(text: &mut String, line: fmt::Arguments<'_>) {
+    let _ = text.write_fmt(line);
 }
 
 /// `/etc/resolv.conf` of a pod; `node` is the node's own.
@@ -83,11 +93,14 @@ pub fn resolv_conf(
     let mut text = String::new();
     if from_cluster {
         for server in nameservers {
-            text.push_str(&format!("nameserver {server}\n"));
+            push(&mut text, format_args!("nameserver {server}\n"));
         }
-        text.push_str(&format!(
-            "search {namespace}.svc.{cluster_domain} svc.{cluster_domain} {cluster_domain}\noptions ndots:5\n"
-        ));
+        push(
+            &mut text,
+            format_args!(
+                "search {namespace}.svc.{cluster_domain} svc.{cluster_domain} {cluster_domain}\noptions ndots:5\n"
+            ),
+        );
     } else if policy != "None" {
         text.push_str(node);
         if !node.is_empty() && !node.ends_with('\n') {
@@ -96,10 +109,10 @@ pub fn resolv_conf(
     }
     if let Some(config) = &spec.dns_config {
         for server in config.nameservers.iter().flatten() {
-            text.push_str(&format!("nameserver {server}\n"));
+            push(&mut text, format_args!("nameserver {server}\n"));
         }
         if let Some(searches) = config.searches.as_ref().filter(|s| !s.is_empty()) {
-            text.push_str(&format!("search {}\n", searches.join(" ")));
+            push(&mut text, format_args!("search {}\n", searches.join(" ")));
         }
         let options: Vec<String> = config
             .options
@@ -112,7 +125,7 @@ pub fn resolv_conf(
             })
             .collect();
         if !options.is_empty() {
-            text.push_str(&format!("options {}\n", options.join(" ")));
+            push(&mut text, format_args!("options {}\n", options.join(" ")));
         }
     }
     text

@@ -34,7 +34,7 @@ const DEFAULT_CAPABILITIES: [Capability; 14] = [
 ];
 
 /// The period over which a CPU limit is measured, in microseconds: the kernel's default.
-const CPU_PERIOD_US: u64 = 100_000;
+const CPU_PERIOD_US: u32 = 100_000;
 /// The smallest quota that the kernel takes, in microseconds.
 const MIN_CPU_QUOTA_US: i64 = 1000;
 /// The smallest weight that the kernel takes.
@@ -345,8 +345,10 @@ fn resources(
                 cpu = cpu.shares(shares.max(MIN_CPU_SHARES));
             }
             if let Some(milli) = cpu_limit {
-                let quota = milli.saturating_mul(CPU_PERIOD_US as i64 / 1000);
-                cpu = cpu.quota(quota.max(MIN_CPU_QUOTA_US)).period(CPU_PERIOD_US);
+                let quota = milli.saturating_mul(i64::from(CPU_PERIOD_US) / 1000);
+                cpu = cpu
+                    .quota(quota.max(MIN_CPU_QUOTA_US))
+                    .period(u64::from(CPU_PERIOD_US));
             }
             builder = builder.cpu(cpu.build()?);
         } else {

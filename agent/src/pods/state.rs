@@ -171,10 +171,8 @@ pub fn decide(plan: &Plan, records: &Records, back_off: &BackOffConfig, now: Tim
                     return decision;
                 }
             }
-            Stage::Created => return decision,
-            Stage::Running(_) if init.sidecar && record.started => {}
-            Stage::Running(_) if init.sidecar && main_started => {}
-            Stage::Running(_) => return decision,
+            Stage::Running(_) if init.sidecar && (record.started || main_started) => {}
+            Stage::Created | Stage::Running(_) => return decision,
             Stage::Ended(ended) if init.sidecar => {
                 start_when(
                     &mut decision,

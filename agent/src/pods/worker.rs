@@ -40,7 +40,7 @@ use crate::{
 /// The shortest and the longest wait after a step that failed for reasons outside the pod.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// How long one question to a shim waits for news. An answer without news only asks again.
-const SHIM_POLL: Duration = Duration::from_secs(60);
+const SHIM_POLL: Duration = Duration::from_mins(1);
 /// How long the API may take.
 const API_DEADLINE: Duration = Duration::from_secs(15);
 /// The grace of a pod whose spec has none.
@@ -184,7 +184,7 @@ impl Worker {
                 () = shutdown.cancelled() => break,
                 changed = desired.changed() => if changed.is_err() { break },
                 Ok(()) = self.shim_news.changed() => {}
-                Some(result) = self.probe_results.recv() => self.take_probe_result(&now_desired, result).await,
+                Some(result) = self.probe_results.recv() => self.take_probe_result(&now_desired, &result),
                 () = timer => {}
             }
         }
@@ -254,10 +254,9 @@ impl Worker {
     async fn step(&mut self, desired: &Desired) -> Result<Next, StepError> {
         let news = self.shim_news.borrow_and_update().clone();
         match news {
-            ShimNews::None => {}
             ShimNews::Status(status) => self.observe(&status),
             ShimNews::Lost if self.sandbox.is_some() => self.shim_lost(desired).await?,
-            ShimNews::Lost => {}
+            ShimNews::None | ShimNews::Lost => {}
         }
         match desired {
             Desired::Gone => {
@@ -553,11 +552,11 @@ impl Worker {
         }
     }
 
-    async fn take_probe_result(&mut self, desired: &Desired, result: ProbeResult) {
+    fn take_probe_result(&mut self, desired: &Desired, result: &ProbeResult) {
         let Desired::Present(pod) = desired else { return };
         let kill = self
             .probers
-            .judge(&mut self.records, &self.context.events, pod, &result);
+            .judge(&mut self.records, &self.context.events, pod, result);
         if let (Some(id), Some(sandbox)) = (kill, &self.sandbox) {
             let signal = self.stop_signal(pod, &result.container);
             let grace = pod
@@ -614,11 +613,10 @@ impl Worker {
             status.conditions = Some(ours.iter().cloned().chain(others).collect());
             status.start_time.clone_from(&told.start_time);
         }
-        let pod_ips = self
-            .sandbox
-            .as_ref()
-            .map(|sandbox| sandbox.record.pod_ips.clone())
-            .unwrap_or_else(|| self.told_ips(pod));
+        let pod_ips = match &self.sandbox {
+            Some(sandbox) => sandbox.record.pod_ips.clone(),
+            None => self.told_ips(pod),
+        };
         let status = status::compute(
             &base,
             &Facts {

@@ -24,7 +24,7 @@ use super::{
 /// How long a shim may take to be ready. It takes milliseconds; a machine that swaps takes seconds.
 const SPAWN_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a request may take beyond what it itself asks to wait.
-const CALL_DEADLINE: Duration = Duration::from_secs(60);
+const CALL_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Why a shim did not do what was asked.
 #[derive(Debug, thiserror::Error)]

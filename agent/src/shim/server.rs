@@ -373,15 +373,14 @@ async fn exec(shim: &Shared, id: &str, args: Vec<String>, limit: Duration) -> Re
         pipe::Receiver::from_owned_fd(read.into()).map_err(|e| RequestError::Io("watching a pipe", e))?;
     let output = Rc::new(RefCell::new(Vec::new()));
     let mut reader = spawn_local(collect(read, Rc::clone(&output)));
-    let exit_code = match timeout(limit, exited).await {
-        Ok(code) => code.ok(),
-        Err(_) => {
-            // Not reaped, or its entry would be gone: the number is still its own.
-            if shim.borrow_mut().execs.remove(&pid).is_some() {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-            None
+    let exit_code = if let Ok(code) = timeout(limit, exited).await {
+        code.ok()
+    } else {
+        // Not reaped, or its entry would be gone: the number is still its own.
+        if shim.borrow_mut().execs.remove(&pid).is_some() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
+        None
     };
     // A child that it left behind may hold the pipe for ever.
     if timeout(EXEC_DRAIN, &mut reader).await.is_err() {

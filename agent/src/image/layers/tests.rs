@@ -191,12 +191,7 @@ fn a_layer_cannot_steer_overlayfs() {
     header.set_entry_type(EntryType::Char);
     header.set_path("sneaky").unwrap();
     header.set_mode(0o600);
-    (
-        header.set_size(0),
-        header.set_uid(0),
-        header.set_gid(0),
-        header.set_mtime(0),
-    );
+    header.set_size(0);
     header.set_device_major(0).unwrap();
     header.set_device_minor(0).unwrap();
     header.set_cksum();
@@ -216,12 +211,7 @@ fn a_layer_cannot_steer_overlayfs() {
     header.set_entry_type(EntryType::Directory);
     header.set_path("d").unwrap();
     header.set_mode(0o755);
-    (
-        header.set_size(0),
-        header.set_uid(0),
-        header.set_gid(0),
-        header.set_mtime(0),
-    );
+    header.set_size(0);
     header.set_cksum();
     builder.append(&header, io::empty()).unwrap();
     let dir = tempfile::tempdir().unwrap();

@@ -4,9 +4,11 @@ use super::*;
 
 const NAME: &str = "weft.local/test:1";
 
+type Members = BTreeMap<String, Vec<u8>>;
+
 /// An archive in the making: its members by name.
 struct TestArchive {
-    members: BTreeMap<String, Vec<u8>>,
+    members: Members,
 }
 
 fn layer(path: &str, text: &str) -> Vec<u8> {
@@ -175,7 +177,7 @@ fn what_is_damaged_is_refused_and_nothing_is_left() {
 fn bad_archives_are_named_for_what_they_are() {
     let layers = two_layers();
     let world = World::new();
-    let edited = |edit: &dyn Fn(&mut BTreeMap<String, Vec<u8>>)| {
+    let edited = |edit: &dyn Fn(&mut Members)| {
         let mut archive = TestArchive::oci(&layers, &config(&layers));
         edit(&mut archive.members);
         world.load(&archive).unwrap_err().to_string()

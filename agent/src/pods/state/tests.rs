@@ -181,9 +181,9 @@ fn any_record() -> impl Strategy<Value = Record> {
             .prop_map(|(code, start, ran)| { exited(code, start, start + ran).stage }),
     ];
     (stage, any::<bool>(), 0_u32..8).prop_map(|(stage, started, streak)| Record {
+        streak,
         stage,
         started,
-        streak,
         ..Record::default()
     })
 }
