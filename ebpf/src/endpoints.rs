@@ -11,11 +11,11 @@ static ENDPOINTS6_V1: HashMap<[u32; 4], Endpoint> = HashMap::pinned(MAX_ENDPOINT
 #[inline(always)]
 pub(crate) fn v4(address: u32) -> Option<&'static Endpoint> {
     // SAFETY: entries are replaced as a whole and freed after a grace period that the running program holds up.
-    unsafe { ENDPOINTS4_V1.get(&address) }
+    unsafe { ENDPOINTS4_V1.get(address) }
 }
 
 #[inline(always)]
 pub(crate) fn v6(address: [u32; 4]) -> Option<&'static Endpoint> {
     // SAFETY: as in `v4`.
-    unsafe { ENDPOINTS6_V1.get(&address) }
+    unsafe { ENDPOINTS6_V1.get(address) }
 }

@@ -5,6 +5,14 @@
 //!
 //! Built for the BPF target only; for any other this is an empty program.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![allow(
+    clippy::inline_always,
+    reason = "each hook is one function: BPF calls cost, and pass few arguments"
+)]
+#![allow(
+    clippy::cast_possible_wrap,
+    reason = "lengths of headers and the kernel's small constants"
+)]
 
 #[cfg(target_arch = "bpf")]
 mod config;
@@ -77,7 +85,7 @@ mod programs {
         let length = packet.length();
         let (reason, action) = match handle(packet) {
             Ok(verdict) => (verdict.reason, verdict.action),
-            Err(drop_reason) => (drop_reason, TC_ACT_SHOT as i32),
+            Err(drop_reason) => (drop_reason, TC_ACT_SHOT),
         };
         metrics::count(reason, length);
         action

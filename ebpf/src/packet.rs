@@ -33,7 +33,7 @@ impl Verdict {
     pub(crate) fn pass(reason: Reason) -> Self {
         Self {
             reason,
-            action: TC_ACT_OK as i32,
+            action: TC_ACT_OK,
         }
     }
 

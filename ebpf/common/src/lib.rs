@@ -4,6 +4,11 @@
 //! Map values are plain bytes: `repr(C)`, fixed-width fields, padding only as named zero fields. A change of layout is
 //! a new map name (`_V2`), because a running node keeps its pinned maps over an upgrade.
 #![no_std]
+#![allow(
+    clippy::inline_always,
+    reason = "what programs use must end up inside them: BPF calls cost, and pass few arguments"
+)]
+#![allow(clippy::many_single_char_names, reason = "the bytes of an address")]
 
 pub mod checksum;
 pub mod config;

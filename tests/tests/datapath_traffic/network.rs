@@ -317,7 +317,7 @@ fn open(node: u8, setup: &Setup, bpffs: PathBuf, tunnel_mtu: u32) -> Dataplane {
         ifindex: nix::net::if_::if_nametoindex(name).expect("device"),
     };
     let (underlay, overlay) = (device("eth0"), device("weft0"));
-    let family = if setup.underlay == Underlay::V4 { 0 } else { 1 };
+    let family = usize::from(setup.underlay == Underlay::V6);
     let [v4, v6] = node_addresses(node);
     let (IpAddr::V4(node_ipv4), IpAddr::V6(node_ipv6)) = (v4, v6) else {
         panic!("families")
