@@ -24,16 +24,17 @@ use crate::{
     cni_server::{self, CniServerError},
     config::{Config, Runtime},
     conflist::{self, InstallError},
-    datapath::{Datapath, netlink::Netlink, netlink::events},
+    datapath::{Datapath, netlink::events},
     desired::Cluster,
     endpoint::{EndpointError, Endpoints, EndpointsOptions},
-    join,
-    node::{Condition, NodeFacts, Registration},
-    node_sync::{NodeSync, memory_path, remembered},
+    node::Condition,
+    node_sync::{memory_path, remembered},
     pods::{self, PodsConfig, PodsError},
-    reconcile::network::{Network, NetworkError, NetworkOptions, Report, find_place},
+    reconcile::network::{Network, NetworkError, NetworkOptions, Report},
     status::{self, NodeView},
 };
+
+mod api;
 
 /// How long work in flight may take once the agent is told to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
@@ -141,7 +142,7 @@ async fn work(shared: &Arc<Shared>) -> Result<(), AgentError> {
         .map_err(|error| AgentError::StateDir(shared.config.state_dir.clone(), error))?;
     start_status(shared, status_listener);
     start_events(shared);
-    start_api(shared);
+    api::start(shared);
 
     let shutdown = shared.shutdown.clone();
     let Some(network) = shutdown.run_until_cancelled(bring_up(shared)).await else {
@@ -217,81 +218,6 @@ fn start_events(shared: &Arc<Shared>) {
             sleep(RETRY).await;
         }
     });
-}
-
-/// Seeks the API server, then keeps the node registered and follows the others.
-fn start_api(shared: &Arc<Shared>) {
-    let shared = Arc::clone(shared);
-    shared.tasks.clone().spawn(async move {
-        let shutdown = shared.shutdown.clone();
-        let Some(client) = shutdown.run_until_cancelled(connect(&shared.config)).await else {
-            return;
-        };
-        let Some(facts) = shutdown.run_until_cancelled(facts(&shared.config)).await else {
-            return;
-        };
-        shared.view.send_modify(|view| view.joined = true);
-        shared.client.send_replace(Some(client.clone()));
-        let registration = Registration::new(client.clone(), facts, shared.config.lease_interval);
-        let sync = NodeSync {
-            client,
-            node_name: shared.config.node_name.clone(),
-            memory: memory_path(&shared.config.state_dir),
-            cluster: shared.cluster.clone(),
-            condition: shared.condition.subscribe(),
-        };
-        tokio::join!(
-            registration.run(shared.condition.subscribe(), &shared.wrong, shutdown.clone()),
-            sync.run(&shared.wrong, shutdown.clone())
-                .instrument(tracing::info_span!("nodes")),
-        );
-    });
-}
-
-async fn connect(config: &Config) -> Client {
-    const LONGEST: Duration = Duration::from_secs(15);
-    let mut wait = Duration::from_millis(250);
-    loop {
-        match join::connect(&config.control_plane, &config.node_name, &config.state_dir).await {
-            Ok(client) => return client,
-            Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, retry_in = ?wait, "no way to the API server");
-            }
-        }
-        sleep(wait).await;
-        wait = (wait * 2).min(LONGEST);
-    }
-}
-
-/// What the node says of itself, as soon as it has an address.
-async fn facts(config: &Config) -> NodeFacts {
-    let options = NetworkOptions::from(config);
-    loop {
-        let options = options.clone();
-        let place = tokio::task::spawn_blocking(move || find_place(&Netlink::open()?, &options)).await;
-        match place {
-            Ok(Ok(place)) => {
-                return NodeFacts {
-                    name: config.node_name.clone(),
-                    ips: place.ips,
-                    labels: config.node_labels.clone(),
-                    max_pods: config.max_pods,
-                    runtime: if config.runtime == Runtime::Embedded {
-                        "weft"
-                    } else {
-                        "cni"
-                    },
-                };
-            }
-            Ok(Err(error)) => tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "the node has no address yet"
-            ),
-            Err(error) => tracing::error!(%error, "looking for the node's address broke down"),
-        }
-        sleep(RETRY).await;
-    }
 }
 
 fn own_cidrs(shared: &Shared, cluster: &Cluster) -> Vec<ipnetwork::IpNetwork> {

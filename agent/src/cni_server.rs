@@ -158,7 +158,7 @@ async fn converse(mut stream: UnixStream, endpoints: &Endpoints) -> Result<(), F
             if let (Err(_), Some(key), true) = (&written, undo, made) {
                 // The runtime gave up on this ADD and will not know what it made.
                 span.in_scope(|| {
-                    tracing::warn!("the plugin did not wait for the answer, undoing the attachment")
+                    tracing::warn!("the plugin did not wait for the answer, undoing the attachment");
                 });
                 let _ = endpoints.del(key).await;
             }

@@ -21,6 +21,7 @@ pub mod checkpoint;
 mod handle;
 mod owner;
 mod reaper;
+mod takeover;
 
 pub use checkpoint::CheckpointError;
 pub use handle::{Endpoints, EndpointsOptions, checkpoints_dir, ledger_path};

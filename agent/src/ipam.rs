@@ -133,14 +133,12 @@ impl Ipam {
             return false;
         };
         let number = number_of(ip);
-        match pool.leased.get(&number) {
-            Some(owner) => owner == key,
-            None => {
-                pool.resting.retain(|(resting, _)| *resting != number);
-                pool.take(number, key);
-                true
-            }
+        if let Some(owner) = pool.leased.get(&number) {
+            return owner == key;
         }
+        pool.resting.retain(|(resting, _)| *resting != number);
+        pool.take(number, key);
+        true
     }
 
     /// Frees an address, which rests from `now` on. False if the attachment does not have it.
@@ -440,14 +438,13 @@ mod tests {
                     Step::Lease(who) if held.contains_key(&who) => {}
                     Step::Lease(who) => {
                         let resting = freed.values().filter(|at| now < **at + 30).count();
-                        match ipam.lease(&key(who), at(now)) {
-                            Ok(ips) => {
+                        if let Ok(ips) = ipam.lease(&key(who), at(now)) {
                                 prop_assert!(!held.values().any(|ip| *ip == ips[0]), "leased twice");
                                 let rested = freed.remove(&ips[0]).is_none_or(|at| now >= at + 30);
                                 prop_assert!(rested, "leased before it rested");
                                 held.insert(who, ips[0]);
-                            }
-                            Err(_) => prop_assert_eq!(held.len() + resting, usable, "leaked"),
+                        } else {
+                            prop_assert_eq!(held.len() + resting, usable, "leaked");
                         }
                     }
                     Step::Release(who) => {

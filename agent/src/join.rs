@@ -131,10 +131,9 @@ fn with_server(mut kubeconfig: Kubeconfig, server: &str) -> Kubeconfig {
 
 async fn is_accepted(client: &Client) -> Result<bool, JoinError> {
     match client.apiserver_version().await {
-        Ok(_) => Ok(true),
         Err(kube::Error::Api(status)) if status.code == 401 => Ok(false),
-        // It answered; what it thinks of this request does not matter.
-        Err(kube::Error::Api(_)) => Ok(true),
+        // It answered; what else it thinks of this request does not matter.
+        Ok(_) | Err(kube::Error::Api(_)) => Ok(true),
         Err(error) => Err(JoinError::request("the API server is not reachable")(error)),
     }
 }

@@ -180,17 +180,16 @@ impl Registration {
 
     async fn register(&mut self) -> Result<(), kube::Error> {
         let name = self.facts.name.clone();
-        let node = match self.nodes.get_opt(&name).await? {
-            Some(node) => node,
-            None => {
-                let mut node = Node::default();
-                node.metadata.name = Some(name.clone());
-                node.metadata.labels = Some(self.labels());
-                match self.nodes.create(&PostParams::default(), &node).await {
-                    Ok(node) => node,
-                    Err(kube::Error::Api(status)) if status.code == 409 => self.nodes.get(&name).await?,
-                    Err(error) => return Err(error),
-                }
+        let node = if let Some(node) = self.nodes.get_opt(&name).await? {
+            node
+        } else {
+            let mut node = Node::default();
+            node.metadata.name = Some(name.clone());
+            node.metadata.labels = Some(self.labels());
+            match self.nodes.create(&PostParams::default(), &node).await {
+                Ok(node) => node,
+                Err(kube::Error::Api(status)) if status.code == 409 => self.nodes.get(&name).await?,
+                Err(error) => return Err(error),
             }
         };
         self.uid.clone_from(&node.metadata.uid);

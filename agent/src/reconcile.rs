@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 pub mod network;
+pub mod place;
 
 /// What to do to make actual desired.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -68,7 +68,7 @@ impl fmt::Display for Operation {
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
     /// The kernel refused the request.
-    #[error("kernel refused to {operation}{}", explain(.detail))]
+    #[error("kernel refused to {operation}{}", explain(.detail.as_deref()))]
     Refused {
         /// What was asked.
         operation: Operation,
@@ -90,11 +90,8 @@ pub enum NetlinkError {
     },
 }
 
-fn explain(detail: &Option<String>) -> String {
-    detail
-        .as_ref()
-        .map(|text| format!(" ({text})"))
-        .unwrap_or_default()
+fn explain(detail: Option<&str>) -> String {
+    detail.map(|text| format!(" ({text})")).unwrap_or_default()
 }
 
 impl NetlinkError {

@@ -338,7 +338,7 @@ impl Batch {
                     m.number(NFTA_BITWISE_LENGTH, length);
                     m.nest(NFTA_BITWISE_MASK, |m| m.bytes(NFTA_DATA_VALUE, &mask));
                     m.nest(NFTA_BITWISE_XOR, |m| {
-                        m.bytes(NFTA_DATA_VALUE, &vec![0; mask.len()])
+                        m.bytes(NFTA_DATA_VALUE, &vec![0; mask.len()]);
                     });
                 });
                 m.compare(EQUAL, &address);

@@ -51,11 +51,21 @@ pub(super) enum Command {
 
 /// What is known of one attachment.
 #[derive(Default)]
-struct Slot {
+pub(super) struct Slot {
     /// What there is of it. Kept while it is checked or mended, and unfinished if it could not be undone.
-    checkpoint: Option<Checkpoint>,
+    pub(super) checkpoint: Option<Checkpoint>,
     busy: bool,
     waiting: VecDeque<Command>,
+}
+
+impl Slot {
+    /// The slot of an attachment that nobody works on.
+    pub(super) fn holding(checkpoint: Checkpoint) -> Self {
+        Self {
+            checkpoint: Some(checkpoint),
+            ..Self::default()
+        }
+    }
 }
 
 /// What a worker comes back with.
@@ -63,7 +73,7 @@ enum Done {
     Added {
         key: AttachmentKey,
         ips: Vec<IpAddr>,
-        outcome: Result<Checkpoint, EndpointError>,
+        outcome: Result<Box<Checkpoint>, EndpointError>,
         reply: Reply<Result<Attached, EndpointError>>,
     },
     Deleted {
@@ -88,25 +98,20 @@ enum Done {
 
 /// The table and what changes it.
 pub(super) struct Owner {
-    kernel: Arc<Kernel>,
-    ipam: Ipam,
-    ledger: Ledger,
+    pub(super) kernel: Arc<Kernel>,
+    pub(super) ipam: Ipam,
+    pub(super) ledger: Ledger,
     address_rest: Duration,
-    slots: BTreeMap<AttachmentKey, Slot>,
-    last_id: u32,
+    pub(super) slots: BTreeMap<AttachmentKey, Slot>,
+    pub(super) last_id: u32,
     jobs: JoinSet<Done>,
     permits: Arc<Semaphore>,
 }
 
 impl Owner {
-    /// Takes over what an earlier agent left: mends what is whole, undoes what was begun, forgets what is gone.
-    pub(super) fn take_over(
-        kernel: Arc<Kernel>,
-        ipam: Ipam,
-        ledger: Ledger,
-        address_rest: Duration,
-    ) -> Result<Self, EndpointError> {
-        let mut owner = Self {
+    /// An owner of nothing yet.
+    pub(super) fn new(kernel: Arc<Kernel>, ipam: Ipam, ledger: Ledger, address_rest: Duration) -> Self {
+        Self {
             kernel,
             ipam,
             ledger,
@@ -115,84 +120,7 @@ impl Owner {
             last_id: 0,
             jobs: JoinSet::new(),
             permits: Arc::new(Semaphore::new(PARALLEL)),
-        };
-        for checkpoint in owner.kernel.checkpoints.load()? {
-            owner.take_over_one(checkpoint)?;
         }
-        let now = machine::boot_time();
-        let leases = owner.ledger.leases().clone();
-        let is_attached = |ip: &IpAddr| {
-            owner
-                .slots
-                .values()
-                .filter_map(|slot| slot.checkpoint.as_ref())
-                .any(|known| ips(known).contains(ip))
-        };
-        // A lease without an attachment: the agent died between the two.
-        let lost: Vec<IpAddr> = leases
-            .held
-            .keys()
-            .filter(|ip| !is_attached(ip))
-            .copied()
-            .collect();
-        owner.ledger.free(&lost, now + address_rest, now)?;
-        for (ip, end) in owner.ledger.leases().resting.clone() {
-            owner.ipam.rest(ip, end);
-        }
-        let checkpoints = owner.ready();
-        let findings = owner.kernel.audit(&checkpoints)?;
-        owner.prune(&findings)?;
-        tracing::info!(
-            endpoints = checkpoints.len(),
-            lost_leases = lost.len(),
-            "attachments taken over"
-        );
-        Ok(owner)
-    }
-
-    fn take_over_one(&mut self, checkpoint: Checkpoint) -> Result<(), EndpointError> {
-        if checkpoint.boot_id != self.kernel.boot_id {
-            return Ok(self.kernel.checkpoints.remove(&checkpoint.key)?);
-        }
-        self.last_id = self.last_id.max(checkpoint.attached.id.0);
-        for ip in ips(&checkpoint) {
-            if !self.ipam.adopt(&checkpoint.key, ip) {
-                tracing::warn!(%ip, attachment = %checkpoint.key, "address is not of the node's pod CIDRs");
-            }
-        }
-        let key = checkpoint.key.clone();
-        let kept = match checkpoint.phase {
-            Phase::Creating => {
-                tracing::info!(attachment = %key, "undoing an attachment that was not finished");
-                if self.kernel.undo(&checkpoint) {
-                    None
-                } else {
-                    Some(checkpoint.clone())
-                }
-            }
-            Phase::Ready => match self.kernel.mend(checkpoint.clone()) {
-                Ok(Mended::Whole(checkpoint)) => Some(*checkpoint),
-                Ok(Mended::Gone) => None,
-                Err(error) => {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::error!(attachment = %key, error, "attachment could not be mended");
-                    Some(checkpoint.clone())
-                }
-            },
-        };
-        match kept {
-            Some(checkpoint) => {
-                self.slots.insert(
-                    key,
-                    Slot {
-                        checkpoint: Some(checkpoint),
-                        ..Slot::default()
-                    },
-                );
-            }
-            None => self.release(&key, &ips(&checkpoint)),
-        }
-        Ok(())
     }
 
     /// Serves until `shutdown`, then finishes what was begun.
@@ -307,7 +235,7 @@ impl Owner {
             Done::Added {
                 key,
                 ips: leased,
-                outcome: kernel.attach(plan),
+                outcome: kernel.attach(plan).map(Box::new),
                 reply,
             }
         });
@@ -422,7 +350,7 @@ impl Owner {
                             "endpoint ready"
                         );
                         if let Some(slot) = self.slots.get_mut(&key) {
-                            slot.checkpoint = Some(checkpoint);
+                            slot.checkpoint = Some(*checkpoint);
                         }
                         Ok(attached)
                     }
@@ -500,33 +428,6 @@ impl Owner {
         }
     }
 
-    /// Removes what carries Weft's mark and is nobody's. What was begun since the audit looked is somebody's.
-    fn prune(&mut self, findings: &Findings) -> Result<(), EndpointError> {
-        for (ifindex, name) in &findings.orphan_links {
-            if !self
-                .slots
-                .keys()
-                .any(|key| super::checkpoint::host_ifname(key) == *name)
-            {
-                tracing::debug!(ifname = name, "deleting a link that is no attachment's");
-                self.kernel.reaper.delete(*ifindex, name);
-            }
-        }
-        for ip in &findings.orphan_entries {
-            let has_owner = self.ipam.owner(*ip).is_some()
-                || self
-                    .slots
-                    .values()
-                    .filter_map(|slot| slot.checkpoint.as_ref())
-                    .any(|known| ips(known).contains(ip));
-            if !has_owner {
-                tracing::info!(%ip, "removing an address that is no attachment's from the datapath");
-                self.kernel.datapath.dataplane.remove_endpoint(*ip)?;
-            }
-        }
-        Ok(())
-    }
-
     fn lease(&mut self, key: &AttachmentKey) -> Result<Vec<IpAddr>, EndpointError> {
         let now = machine::boot_time();
         let leased = self.ipam.lease(key, now)?;
@@ -539,7 +440,7 @@ impl Owner {
         Ok(leased)
     }
 
-    fn release(&mut self, key: &AttachmentKey, ips: &[IpAddr]) {
+    pub(super) fn release(&mut self, key: &AttachmentKey, ips: &[IpAddr]) {
         let now = machine::boot_time();
         for ip in ips {
             self.ipam.release(key, *ip, now);
@@ -583,7 +484,7 @@ impl Owner {
         }
     }
 
-    fn ready(&self) -> Vec<Checkpoint> {
+    pub(super) fn ready(&self) -> Vec<Checkpoint> {
         self.slots
             .values()
             .filter_map(|slot| slot.checkpoint.as_ref())

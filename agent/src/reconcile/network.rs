@@ -1,7 +1,7 @@
 //! The node's own side of the pod network: overlay device, routes, settings, peers, masquerading. Everything here blocks.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -9,11 +9,14 @@ use std::{
 
 use ipnetwork::IpNetwork;
 
-use super::diff;
+use super::{
+    diff,
+    place::{NodePlace, find_place, survey, tunnel_source},
+};
 use crate::{
     config::{Config, Encap},
     datapath::{
-        Datapath, DatapathError, POD_GROUP,
+        Datapath, DatapathError,
         bpffs::{self, BpffsError},
         maps::{EncapMode, NodeSettings},
         mtu::{Limits, MIN_MTU},
@@ -23,7 +26,7 @@ use crate::{
         selftest::{SelfTest, self_test},
         sysctl::{self, Former, SysctlError, Sysctls},
     },
-    desired::{self, Cluster, Conflict, Desired, Underlay, tunnel_endpoint},
+    desired::{self, Cluster, Conflict, Desired},
 };
 
 /// Why the node's network is not as it should be.
@@ -131,58 +134,6 @@ impl From<&Config> for NetworkOptions {
 /// Where former settings are recorded, under the state directory.
 pub fn sysctl_record(state_dir: &Path) -> PathBuf {
     state_dir.join("sysctl.json")
-}
-
-/// The node's place on the underlay, as far as it does not depend on other nodes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NodePlace {
-    /// The underlay device.
-    pub underlay: Link,
-    /// The node's addresses, IPv4 first.
-    pub ips: Vec<IpAddr>,
-}
-
-/// Finds the underlay device and the node's addresses.
-pub fn find_place(netlink: &Netlink, options: &NetworkOptions) -> Result<NodePlace, NetworkError> {
-    let addresses = netlink.addresses()?;
-    let missing = |name: &str| NetworkError::UnderlayMissing(name.to_owned());
-    let underlay = if let Some(name) = &options.underlay {
-        netlink.link_by_name(name)?.ok_or_else(|| missing(name))?
-    } else if let Some(ip) = options.node_ips.first() {
-        let address = addresses.iter().find(|address| address.network.ip() == *ip);
-        let address = address.ok_or(NetworkError::AddressMissing(*ip))?;
-        netlink
-            .link_by_index(address.ifindex)?
-            .ok_or_else(|| missing(&ip.to_string()))?
-    } else {
-        let routes = netlink.routes()?;
-        let default = routes
-            .iter()
-            .find(|route| route.destination.prefix() == 0 && route.ifindex != 0);
-        let default = default.ok_or(NetworkError::NoUnderlay)?;
-        netlink
-            .link_by_index(default.ifindex)?
-            .ok_or(NetworkError::NoUnderlay)?
-    };
-    for ip in &options.node_ips {
-        if !addresses.iter().any(|address| address.network.ip() == *ip) {
-            return Err(NetworkError::AddressMissing(*ip));
-        }
-    }
-    let mut ips = options.node_ips.clone();
-    for v4 in [true, false] {
-        let found = addresses.iter().find(|address| {
-            address.ifindex == underlay.index && address.global && address.network.is_ipv4() == v4
-        });
-        if !ips.iter().any(|ip| ip.is_ipv4() == v4) {
-            ips.extend(found.map(|address| address.network.ip()));
-        }
-    }
-    ips.sort_by_key(IpAddr::is_ipv6);
-    if ips.is_empty() {
-        return Err(NetworkError::NoAddress(underlay.name));
-    }
-    Ok(NodePlace { underlay, ips })
 }
 
 /// What one pass found and did.
@@ -387,11 +338,6 @@ fn limits(place: &NodePlace) -> Result<Limits, NetworkError> {
     Ok(limits)
 }
 
-fn tunnel_source(place: &NodePlace) -> IpAddr {
-    // IPv4 first: its header is the shorter one. A place has at least one address.
-    place.ips.first().copied().unwrap_or(IpAddr::from([0, 0, 0, 0]))
-}
-
 /// The flag is about who writes the tunnel header. Who strips it follows from the self-test: the two ends of a tunnel need
 /// not agree, and a program that strips it is worth a third of the throughput.
 fn choose_mode(encap: Encap, bpffs: &Path) -> SelfTest {
@@ -459,13 +405,12 @@ fn ensure_overlay(
         netlink.delete_link(old.index, spec.name)?;
         link = None;
     }
-    let link = match link {
-        Some(link) => link,
-        None => {
-            netlink.create_overlay(&spec)?;
-            repairs.push(format!("overlay device {}", spec.name));
-            netlink.link_by_name(spec.name)?.ok_or_else(taken)?
-        }
+    let link = if let Some(link) = link {
+        link
+    } else {
+        netlink.create_overlay(&spec)?;
+        repairs.push(format!("overlay device {}", spec.name));
+        netlink.link_by_name(spec.name)?.ok_or_else(taken)?
     };
     if link.mtu != spec.mtu {
         netlink.set_link_mtu(link.index, spec.name, spec.mtu)?;
@@ -476,58 +421,4 @@ fn ensure_overlay(
         repairs.push(format!("{} up", spec.name));
     }
     Ok((link, repairs))
-}
-
-/// Looks at the underlay: what is reached by it, and how each other node is.
-fn survey(
-    netlink: &Netlink,
-    options: &NetworkOptions,
-    place: &NodePlace,
-    overlay_ifindex: u32,
-    cluster: &Cluster,
-) -> Result<Underlay, NetworkError> {
-    let source = tunnel_source(place);
-    let pods: BTreeSet<u32> = netlink
-        .links()?
-        .into_iter()
-        .filter(|link| link.group == POD_GROUP)
-        .map(|link| link.index)
-        .collect();
-    let networks = netlink
-        .addresses()?
-        .into_iter()
-        .filter(|address| {
-            address.global
-                && !address.network.ip().is_loopback()
-                && address.ifindex != overlay_ifindex
-                && !pods.contains(&address.ifindex)
-        })
-        .map(|address| address.network)
-        .collect();
-    let mut ways = BTreeMap::new();
-    for (name, record) in &cluster.nodes {
-        let Some(endpoint) = tunnel_endpoint(record, source) else {
-            continue;
-        };
-        if *name == options.node_name {
-            continue;
-        }
-        match netlink.route_to(endpoint) {
-            // A way through the overlay would lead a tunnel into itself.
-            Ok(route) if route.ifindex != overlay_ifindex => {
-                ways.insert(endpoint, (route.gateway.unwrap_or(endpoint), route.ifindex));
-            }
-            Ok(_) => {}
-            Err(error) => tracing::debug!(peer = name, error = %error, "no route to a peer"),
-        }
-    }
-    Ok(Underlay {
-        node_name: options.node_name.clone(),
-        node_ips: place.ips.clone(),
-        tunnel_source: source,
-        networks,
-        ways,
-        overlay_ifindex,
-        cluster_cidrs: options.cluster_cidrs.clone(),
-    })
 }
