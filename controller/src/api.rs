@@ -5,6 +5,7 @@
 mod admission;
 mod delete;
 mod discovery;
+mod expiry;
 mod health;
 mod negotiate;
 mod objects;
@@ -42,6 +43,9 @@ use crate::auth::{self, ConnectionIdentity, Identity};
 use crate::pki::Authority;
 use crate::resources::{self, Resource, Subresource};
 use crate::store::{Object, Store};
+
+/// Bytes of warnings in one answer; clients refuse long headers.
+const MAX_WARNINGS: usize = 4096;
 
 /// Limits of the server.
 #[derive(Clone, Copy, Debug)]
@@ -116,6 +120,11 @@ impl Server {
 /// The server's routes: everything is decided by the request's own grammar.
 pub fn router(server: Arc<Server>) -> Router {
     Router::new().fallback(handle).with_state(server)
+}
+
+/// Removes what is kept for a time only, until `shutdown`.
+pub async fn expire(server: Arc<Server>) {
+    expiry::run(&server).await;
 }
 
 async fn handle(State(server): State<Arc<Server>>, request: Request<Body>) -> Response<Body> {
@@ -482,7 +491,12 @@ impl Call {
             }
             Outcome::Status(status) => json_response(reply.code, status.to_string()),
         };
+        let mut room = MAX_WARNINGS;
         for warning in reply.warnings {
+            let Some(left) = room.checked_sub(warning.len()) else {
+                break;
+            };
+            room = left;
             let text: String = warning.chars().filter(|c| !c.is_control()).collect();
             let text = text.replace('\\', "\\\\").replace('"', "\\\"");
             if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {

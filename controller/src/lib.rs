@@ -101,7 +101,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
         address.clone(),
         shutdown.clone(),
     );
-    let router = api::router(Arc::new(server));
+    let server = Arc::new(server);
+    let router = api::router(Arc::clone(&server));
     let client = server::in_process_client(router.clone());
     seed(&client)
         .await
@@ -112,6 +113,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     parts.spawn(async move {
         listener.serve(router, stop).await;
         Ok("API server")
+    });
+    parts.spawn(async move {
+        api::expire(server).await;
+        Ok("expiry")
     });
     if !config.api_only {
         spawn_control(&mut parts, &config, &client, &authority, &shutdown);

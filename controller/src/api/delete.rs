@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::{StreamExt as _, stream};
 use http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -16,6 +17,8 @@ use crate::store::{Encoded, Expect, Object, Operation, StoreError, Write};
 
 /// How often a deletion is tried again when others write the object meanwhile.
 const ATTEMPTS: usize = 50;
+/// Deletions of one collection in flight.
+const DELETIONS_AT_A_TIME: usize = 64;
 /// A pod's grace period where neither the request nor the pod says.
 const DEFAULT_GRACE_SECONDS: i64 = 30;
 
@@ -309,10 +312,16 @@ pub(crate) async fn delete_collection(call: &Call, options: &Options) -> Result<
     let filter = Filter::of(call)?;
     let listing = filter.list(&call.server);
     let mut items = Vec::with_capacity(listing.items.len());
-    for object in listing.items {
+    let deletions = listing.items.into_iter().map(|object| async move {
         let meta = object.meta();
         let key = call.resource.key(&meta.namespace, &meta.name);
-        match delete_key(call, &key, &meta.name, options).await {
+        let deleted = delete_key(call, &key, &meta.name, options).await;
+        (object, deleted)
+    });
+    // Deletions in flight together share commits.
+    let mut deletions = stream::iter(deletions).buffered(DELETIONS_AT_A_TIME);
+    while let Some((object, deleted)) = deletions.next().await {
+        match deleted {
             Ok(_) => items.push(call.served(&object)),
             Err(error) if error.reason == "NotFound" => {}
             Err(error) => return Err(error),

@@ -219,7 +219,9 @@ impl ApiError {
                 "Invalid",
                 format!("the server rejected our request due to an error in our request: {error}"),
             ),
-            PatchError::TooManyOperations(_) => Self::too_large(error.to_string()),
+            PatchError::TooManyOperations(_) | PatchError::TooMuchCopied => {
+                Self::too_large(error.to_string())
+            }
         }
     }
 

@@ -201,7 +201,7 @@ async fn create_object(
         resource: resource.storage,
         key: resource.key(&call.path.namespace, &name),
         expect: Expect::Absent,
-        operation: Operation::Put(Encoded::new(&object, stored.index(&object))),
+        operation: Operation::Put(encode(call, &object)?),
     };
     match call.server.store.commit(vec![write]).await {
         Ok(written) => Ok(Reply {
@@ -212,6 +212,18 @@ async fn create_object(
         Err(StoreError::Conflict { .. }) => Err(ApiError::already_exists(resource, &name)),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Serialises an object; many small changes must not make one that no single request could.
+fn encode(call: &Call, object: &Value) -> Result<Encoded, ApiError> {
+    let encoded = Encoded::new(object, call.stored_resource().index(object));
+    let limit = call.server.limits.body_bytes;
+    if encoded.len() > limit {
+        return Err(ApiError::too_large(format!(
+            "Request entity too large: limit is {limit}"
+        )));
+    }
+    Ok(encoded)
 }
 
 fn stored_outcome(written: Vec<Arc<Object>>, object: Value) -> Outcome {
@@ -344,7 +356,7 @@ pub(crate) async fn change(
         let operation = if is_finished(resource, &old, &new) {
             Operation::Delete
         } else {
-            Operation::Put(Encoded::new(&new, call.stored_resource().index(&new)))
+            Operation::Put(encode(call, &new)?)
         };
         let write = Write {
             resource: resource.storage,

@@ -5,6 +5,10 @@ use serde_json::Value;
 /// Limit on the operations of one JSON patch, as in Kubernetes.
 pub const MAX_JSON_PATCH_OPERATIONS: usize = 10_000;
 
+/// Limit on what the copies of one JSON patch add, as in Kubernetes: a few of them, each of what the last made, would fill any
+/// memory.
+pub const MAX_JSON_PATCH_COPIED_BYTES: usize = 3 << 20;
+
 /// Why a patch could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PatchError {
@@ -17,6 +21,9 @@ pub enum PatchError {
     /// The JSON patch has too many operations. Kubernetes answers 413.
     #[error("The allowed maximum operations in a JSON patch is {MAX_JSON_PATCH_OPERATIONS}, got {0}")]
     TooManyOperations(usize),
+    /// The JSON patch copies too much. Kubernetes answers 413.
+    #[error("the copies of a JSON patch may add no more than {MAX_JSON_PATCH_COPIED_BYTES} bytes")]
+    TooMuchCopied,
 }
 
 /// `current` changed as a JSON merge patch says: objects merge, `null` deletes, all else replaces.
@@ -42,10 +49,34 @@ pub fn json_patch(current: &Value, patch: &Value) -> Result<Value, PatchError> {
     let operations: json_patch::Patch =
         serde_json::from_value(patch.clone()).map_err(|error| PatchError::Malformed(error.to_string()))?;
     let mut result = current.clone();
-    // The copy is thrown away on failure, so nothing has to be undone; the undoing variant can panic.
-    json_patch::patch_unsafe(&mut result, &operations)
-        .map_err(|error| PatchError::Unprocessable(error.to_string()))?;
+    let mut copied = 0;
+    for operation in &operations.0 {
+        if let json_patch::PatchOperation::Copy(copy) = operation {
+            copied += result.pointer(copy.from.as_str()).map_or(0, size);
+            if copied > MAX_JSON_PATCH_COPIED_BYTES {
+                return Err(PatchError::TooMuchCopied);
+            }
+        }
+        // The copy is thrown away on failure, so nothing has to be undone; the undoing variant can panic.
+        json_patch::patch_unsafe(&mut result, std::slice::from_ref(operation))
+            .map_err(|error| PatchError::Unprocessable(error.to_string()))?;
+    }
     Ok(result)
+}
+
+/// About how long a value is as text.
+fn size(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 8,
+        Value::String(text) => text.len() + 2,
+        Value::Array(list) => 2 + list.iter().map(|value| size(value) + 1).sum::<usize>(),
+        Value::Object(map) => {
+            2 + map
+                .iter()
+                .map(|(key, value)| key.len() + 4 + size(value))
+                .sum::<usize>()
+        }
+    }
 }
 
 #[cfg(test)]
@@ -86,6 +117,15 @@ mod tests {
             json_merge(&json!({}), &json!(["c"])),
             Err(PatchError::Malformed(_))
         ));
+    }
+
+    #[test]
+    fn copies_of_copies_end_before_memory_does() {
+        let doubling: Vec<_> = (0..60)
+            .map(|_| json!({"op": "copy", "from": "/a", "path": "/a/-"}))
+            .collect();
+        let patched = json_patch(&json!({"a": ["x"]}), &Value::Array(doubling));
+        assert!(matches!(patched, Err(PatchError::TooMuchCopied)));
     }
 
     #[test]

@@ -73,6 +73,16 @@ impl Encoded {
         }
     }
 
+    /// How long the text is.
+    pub fn len(&self) -> usize {
+        self.text.len()
+    }
+
+    /// Whether there is nothing; there always is.
+    pub fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+
     /// The object as of `revision`.
     pub fn seal(self, revision: Revision) -> Object {
         let mut body = Vec::with_capacity(self.text.len() + 20);
