@@ -97,8 +97,11 @@ pub(crate) fn is_conflict(error: &kube::Error) -> bool {
 /// What a reconcile wants next.
 pub(crate) type Outcome = Result<Option<Duration>, ControllerError>;
 
+/// Subscribes a controller to what it watches, and starts its workers.
+type Start = fn(&Arc<Context>);
+
 /// The controllers, in the order in which they start.
-const CONTROLLERS: &[(&str, fn(&Arc<Context>))] = &[
+const CONTROLLERS: &[(&str, Start)] = &[
     ("node-ipam", node_ipam::start),
     ("node-lifecycle", node_lifecycle::start),
     ("service-account", service_account::start),

@@ -36,7 +36,7 @@ impl Default for Backoff {
         // A conflict is over by the next event, so the first retry is quick; a lasting failure must not load the server.
         Backoff {
             first: Duration::from_millis(5),
-            last: Duration::from_secs(60),
+            last: Duration::from_mins(1),
         }
     }
 }

@@ -123,13 +123,13 @@ pub async fn run(
     tracker.spawn(async move {
         store
             .follow(api, watcher::Config::default(), PodInfo::from, stop)
-            .await
+            .await;
     });
     let (store, api, stop) = (nodes.clone(), Api::<Node>::all(client.clone()), shutdown.clone());
     tracker.spawn(async move {
         store
             .follow(api, watcher::Config::default(), slim_node, stop)
-            .await
+            .await;
     });
     let recorder = Recorder::start(client.clone(), "default-scheduler", &tracker, shutdown.clone());
     let mut owner = Owner {

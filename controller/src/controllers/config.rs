@@ -44,7 +44,7 @@ impl Default for ControllersConfig {
             node_cidr_mask_v6: 64,
             node_monitor_period: Duration::from_secs(5),
             node_monitor_grace_period: Duration::from_secs(40),
-            pod_eviction_timeout: Duration::from_secs(300),
+            pod_eviction_timeout: Duration::from_mins(5),
             unreachable_force_delete_after: None,
             terminated_pod_threshold: 12_500,
             pod_gc_period: Duration::from_secs(20),

@@ -90,15 +90,14 @@ pub(crate) fn start(context: &Arc<Context>) {
     let (keys, deployments) = (queue.clone(), context.deployments.clone());
     context.replica_sets.subscribe(move |change| {
         for set in [change.old, change.new].into_iter().flatten() {
-            match owner_of(set) {
-                Some(key) => keys.add(key),
-                // Someone may want to adopt it.
-                None => {
-                    let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
-                    for deployment in deployments.in_namespace(namespace) {
-                        keys.add(ObjectKey::of(&deployment.metadata));
-                    }
-                }
+            if let Some(key) = owner_of(set) {
+                keys.add(key);
+                continue;
+            }
+            // Someone may want to adopt it.
+            let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
+            for deployment in deployments.in_namespace(namespace) {
+                keys.add(ObjectKey::of(&deployment.metadata));
             }
         }
     });
@@ -148,7 +147,8 @@ pub(crate) fn start(context: &Arc<Context>) {
         ready,
         move |key| {
             let context = shared.clone();
-            async move { reconcile(&context, &key).await }
+            // On the heap: a rollout's state is large, and every worker keeps room for one.
+            async move { Box::pin(reconcile(&context, &key)).await }
         },
     );
 }

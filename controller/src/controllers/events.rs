@@ -19,10 +19,10 @@ use tracing::debug;
 /// Events that wait to be written. More are dropped: events are advice, and a burst of thousands of pods must not fill memory.
 const WAITING: usize = 4096;
 /// Equal events within this time become one with a count.
-const AGGREGATE_FOR: Duration = Duration::from_secs(600);
+const AGGREGATE_FOR: Duration = Duration::from_mins(10);
 /// Distinct events one object may cause in a row, as in Kubernetes; one more is allowed every [`REFILL`].
 const BURST: u32 = 25;
-const REFILL: Duration = Duration::from_secs(300);
+const REFILL: Duration = Duration::from_mins(5);
 /// Remembered (object, reason, message) triples; the table is cleared when full.
 const REMEMBERED: usize = 8192;
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::informer::ObjectKey;
 
 /// After this time an expectation is given up: the event was lost, and the copy is the better guess.
-pub const EXPIRY: Duration = Duration::from_secs(300);
+pub const EXPIRY: Duration = Duration::from_mins(5);
 
 #[derive(Debug)]
 struct Expected {

@@ -199,11 +199,10 @@ impl Collector {
                         stays
                     });
                     for kind in kinds {
-                        if !followed.contains_key(&kind) {
+                        followed.entry(kind).or_insert_with_key(|kind| {
                             debug!(kind = kind.resource.kind, "kind is watched");
-                            let store_and_stop = self.clone().follow(&kind);
-                            followed.insert(kind, store_and_stop);
-                        }
+                            self.clone().follow(kind)
+                        });
                     }
                     if !synced.is_cancelled() {
                         let all = futures::future::join_all(

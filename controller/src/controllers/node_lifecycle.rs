@@ -359,7 +359,8 @@ async fn judge(
             .map_err(ControllerError::api("patch", format!("node {name}")))?;
         info!(node = name, readiness = ?after, taints = taints.len(), "node taints changed");
     }
-    if after != Readiness::Ready {
+    // A node that speaks reports its pods itself.
+    if after == Readiness::Unknown {
         mark_pods_not_ready(context, name).await;
     }
     Ok(())
@@ -560,7 +561,7 @@ mod tests {
             toleration_seconds: seconds,
             value: None,
         };
-        let default = Duration::from_secs(300);
+        let default = Duration::from_mins(5);
         let later = now() + SignedDuration::from_secs(10);
         let at = |seconds| Eviction::At(now() + SignedDuration::from_secs(seconds));
         let down = [taint(UNREACHABLE, "NoExecute")];

@@ -91,11 +91,11 @@ impl<K: Replicated> Replication<K> {
         {
             self.expectations.creation_observed(key);
         }
-        if let Some(key) = &old_owner {
-            if new_owner.as_ref() != Some(key) {
-                self.expectations
-                    .deletion_observed(key, old.map(PodView::uid).unwrap_or_default());
-            }
+        if let Some(key) = &old_owner
+            && new_owner.as_ref() != Some(key)
+        {
+            self.expectations
+                .deletion_observed(key, old.map(PodView::uid).unwrap_or_default());
         }
         if let Some(key) = &new_owner
             && let Some(pod) = new.filter(|pod| pod.is_terminating())
@@ -110,9 +110,9 @@ impl<K: Replicated> Replication<K> {
                 .map_or(0, |owner| owner.replicas().unsigned_abs());
             let delay = Duration::from_millis(u64::from(size / 20).min(100));
             if delay.is_zero() {
-                queue.add(key.clone())
+                queue.add(key.clone());
             } else {
-                queue.add_after(key.clone(), delay)
+                queue.add_after(key.clone(), delay);
             }
         }
         if let Some(pod) = new.filter(|pod| new_owner.is_none() && controller_of(&pod.metadata).is_none()) {

@@ -9,7 +9,7 @@ use super::snapshot::PodInfo;
 use crate::queue::Backoff;
 
 /// Pods that fit nowhere are tried again after this time even if nothing seems to have changed.
-const FLUSH_AFTER: Duration = Duration::from_secs(60);
+const FLUSH_AFTER: Duration = Duration::from_mins(1);
 
 const BACKOFF: Backoff = Backoff {
     first: Duration::from_secs(1),

@@ -57,12 +57,12 @@ impl Resources {
 
     /// Adds.
     pub fn add(&mut self, other: &Resources) {
-        self.combine(other, |a, b| a.saturating_add(b));
+        self.combine(other, i64::saturating_add);
     }
 
     /// Takes away.
     pub fn subtract(&mut self, other: &Resources) {
-        self.combine(other, |a, b| a.saturating_sub(b));
+        self.combine(other, i64::saturating_sub);
     }
 
     /// The greater of each.

@@ -494,11 +494,11 @@ mod tests {
             }
             prop_assert_eq!(snapshot.order().len(), nodes.len());
             prop_assert_eq!(snapshot.pods(), placed.len());
-            for (n, _) in &nodes {
+            for n in nodes.keys() {
                 let info = snapshot.node_named(&format!("n{n}")).unwrap();
                 let here = placed.values().filter(|at| *at == n).count();
                 prop_assert_eq!(info.pods, here);
-                prop_assert_eq!(info.requested.milli_cpu, 100 * here as i64);
+                prop_assert_eq!(info.requested.milli_cpu, 100 * i64::try_from(here).unwrap());
             }
             for o in 0u8..3 {
                 let mine: Vec<u8> = placed.iter().filter(|(p, _)| *p % 3 == o).map(|(_, n)| *n).collect();
@@ -506,7 +506,7 @@ mod tests {
                 prop_assert_eq!(group.map_or(0, |g| g.pods), mine.len());
                 for (n, zone) in &nodes {
                     let index = snapshot.by_name[format!("n{n}").as_str()];
-                    let count = mine.iter().filter(|at| *at == n).count() as u32;
+                    let count = u32::try_from(mine.iter().filter(|at| **at == *n).count()).unwrap();
                     prop_assert_eq!(group.and_then(|g| g.by_node.get(&index).copied()).unwrap_or(0), count);
                     if count > 0 {
                         let in_zone = group.unwrap().by_zone.get(format!("z{zone}").as_str()).copied().unwrap_or(0);
