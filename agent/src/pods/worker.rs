@@ -630,7 +630,16 @@ impl Worker {
                 now: Timestamp::now(),
             },
         );
-        if self.patched.as_ref() == Some(&status) {
+        // The control plane marks the pods of a silent node as not ready; it takes that back only by hearing otherwise.
+        let readiness = |status: Option<&PodStatus>| {
+            let conditions = status
+                .and_then(|status| status.conditions.as_deref())
+                .unwrap_or_default();
+            let ready = conditions.iter().find(|condition| condition.type_ == "Ready");
+            ready.map(|condition| condition.status.clone())
+        };
+        let contradicted = readiness(pod.status.as_ref()) != readiness(Some(&status));
+        if self.patched.as_ref() == Some(&status) && !contradicted {
             return Ok(());
         }
         let (api, name) = self.api(pod);
