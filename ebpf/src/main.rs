@@ -6,6 +6,11 @@
 //! Built for the BPF target only; for any other this is an empty program.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![allow(
+    clippy::cast_ptr_alignment,
+    reason = "the kernel refuses unaligned access where it matters"
+)]
+#![allow(clippy::unused_self, reason = "what is done to a packet reads as such")]
+#![allow(
     clippy::inline_always,
     reason = "each hook is one function: BPF calls cost, and pass few arguments"
 )]

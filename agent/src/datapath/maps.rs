@@ -222,8 +222,13 @@ impl Tables {
     pub(super) fn configure(&mut self, settings: &NodeSettings) -> Result<(), DataplaneError> {
         // Before the node's own record: what the cluster owns must not leave it for one packet.
         self.set_cluster_cidrs(&settings.cluster_cidrs)?;
+        let config = settings.to_config();
+        // An array's entry is written in place while programs read it, so not without need.
+        if self.config.get(&0, 0).is_ok_and(|present| present == config) {
+            return Ok(());
+        }
         self.config
-            .set(0, settings.to_config(), 0)
+            .set(0, config, 0)
             .map_err(|e| DataplaneError::write(maps::CONFIG, "", e))
     }
 
