@@ -265,3 +265,53 @@ fn a_packet_too_big_for_the_tunnel_is_answered_as_such() {
         });
     }
 }
+
+#[test]
+fn no_packet_is_lost_while_programs_are_replaced() {
+    /// One a millisecond.
+    const PROBES: u32 = 3000;
+    in_namespaces(|| {
+        let mut network = Network::new(PROGRAM);
+        let address = Pod(2, 'a').addresses()[0];
+        let server = inside("p2a", move || UdpSocket::bind((address, PORT)).expect("bind"))
+            .join()
+            .expect("server");
+        server
+            .set_read_timeout(Some(Duration::from_secs(2)))
+            .expect("timeout");
+        let client = inside("p1a", || UdpSocket::bind("0.0.0.0:0").expect("bind"))
+            .join()
+            .expect("client");
+        client.connect((address, PORT)).expect("connect");
+        let heard = std::thread::spawn(move || {
+            let mut heard = std::collections::BTreeSet::new();
+            let mut probe = [0; 4];
+            while heard.len() < PROBES as usize && server.recv(&mut probe).is_ok() {
+                heard.insert(u32::from_ne_bytes(probe));
+            }
+            heard
+        });
+        let sending = std::thread::spawn(move || {
+            for probe in 0..PROBES {
+                client.send(&probe.to_ne_bytes()).expect("send");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let mut replaced = 0;
+        while !sending.is_finished() {
+            network.replace_programs(1);
+            network.replace_programs(2);
+            replaced += 1;
+        }
+        sending.join().expect("sender");
+        let heard = heard.join().expect("server");
+        let lost: Vec<u32> = (0..PROBES).filter(|probe| !heard.contains(probe)).collect();
+        assert!(
+            lost.is_empty(),
+            "{} probes were lost over {replaced} replacements: {lost:?}",
+            lost.len()
+        );
+        assert!(replaced > 1, "programs were replaced only {replaced} times");
+        assert_eq!(network.drops(), vec![]);
+    });
+}

@@ -160,6 +160,13 @@ impl Network {
         network
     }
 
+    /// Does what a new agent does on a node that has the datapath already.
+    pub(crate) fn replace_programs(&mut self, node: u8) {
+        let (setup, mtu) = (self.setup, self.tunnel_mtu());
+        let new = inside(&format!("n{node}"), move || open(node, &setup, bpffs(node), mtu));
+        self.nodes[usize::from(node) - 1] = new.join().expect("node");
+    }
+
     /// What a node has counted.
     pub(crate) fn counted(&self, node: u8, reason: Reason) -> u64 {
         let metrics = self.nodes[usize::from(node) - 1].metrics().expect("metrics");
@@ -224,7 +231,7 @@ impl Network {
         self.raise(&format!("n{node}"), "eth0");
         self.raise("fabric", &format!("f{node}"));
         self.raise("fabric", "br0");
-        let bpffs = PathBuf::from(format!("/run/netns/bpf{node}"));
+        let bpffs = bpffs(node);
         fs::create_dir(&bpffs).expect("bpffs directory");
         mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), None::<&str>).expect("mount bpffs");
         let setup = self.setup;
@@ -308,6 +315,10 @@ fn ifindex(netns: &str, device: &str) -> u32 {
     .trim()
     .parse()
     .expect("ifindex")
+}
+
+fn bpffs(node: u8) -> PathBuf {
+    PathBuf::from(format!("/run/netns/bpf{node}"))
 }
 
 /// In the node's namespace.
