@@ -20,6 +20,7 @@ use crate::{
         sysctl::{SysctlError, Sysctls},
     },
     mac::MacAddress,
+    pods::{self, PodsError},
     reconcile::network::sysctl_record,
 };
 
@@ -112,6 +113,9 @@ pub enum MachineError {
     /// Masquerading.
     #[error(transparent)]
     Nftables(#[from] NftablesError),
+    /// Pods.
+    #[error(transparent)]
+    Pods(#[from] PodsError),
     /// Some of it is still there.
     #[error("not all was removed: {}", .0.join("; "))]
     Remains(Vec<String>),
@@ -263,6 +267,7 @@ pub fn uninstall(args: &UninstallArgs) -> Result<Vec<String>, MachineError> {
         // Without systemd there is nothing to tell.
         let _ = systemctl(&["daemon-reload"]);
     }
+    step("pods", pods::purge(&args.state_dir).map_err(Into::into));
     step("pods' links", remove_pods().map(|()| true));
     step("programs and maps", remove_programs(args).map(|()| true));
     step(&args.overlay_interface, remove_overlay(&args.overlay_interface));

@@ -60,6 +60,15 @@ pub enum PodsError {
         #[source]
         source: io::Error,
     },
+    /// Something of a pod could not be taken away.
+    #[error("taking away the pod in {dir}")]
+    Remains {
+        /// The pod's directory.
+        dir: PathBuf,
+        /// What was in the way.
+        #[source]
+        source: Box<sandbox::SandboxError>,
+    },
 }
 
 /// Runs the pods that are bound to this node until `shutdown`. Pods keep running when it returns.
@@ -116,23 +125,43 @@ pub async fn run(
     Ok(())
 }
 
-/// Takes all pods of this runtime away, for when the node is given up. The agent must not run.
+/// Takes all pods of this runtime away, for when the node is given up; says whether there were any. The agent must not run.
 ///
-/// Attachments are the agent's: they are found without their netns at its next start, or taken away with its datapath.
-pub async fn purge(config: &PodsConfig) -> Result<(), PodsError> {
-    for dir in pod_dirs(&config.pods_dir())? {
-        let client = shim::ShimClient::new(&dir);
-        if let Err(error) = client.shutdown().await
-            && !error.is_gone()
-        {
-            tracing::warn!(%error, dir = %dir.display(), "a pod's shim did not clean up");
+/// Their devices are the datapath's, which is taken away with its own.
+pub fn purge(state_dir: &Path) -> Result<bool, PodsError> {
+    // Only the directories matter here, and those are the state directory's.
+    let config = PodsConfig::new(state_dir, "");
+    let dirs = pod_dirs(&config.pods_dir())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(self::state_dir(state_dir))?;
+    let mut remains = None;
+    for dir in &dirs {
+        let record = sandbox::read_record(dir);
+        match runtime.block_on(shim::ShimClient::new(dir).shutdown()) {
+            Err(error) if !error.is_gone() => {
+                tracing::warn!(%error, dir = %dir.display(), "a pod's shim did not clean up");
+            }
+            Ok(()) | Err(_) => {}
         }
-        if let Err(error) = sandbox::remove_without_network(config, &dir) {
-            tracing::warn!(error = %sandbox::chain(&error), dir = %dir.display(), "taking a pod away");
+        if let Err(error) = sandbox::remove_without_network(&config, dir) {
+            remains = Some(PodsError::Remains {
+                dir: dir.clone(),
+                source: Box::new(error),
+            });
+        }
+        if let Some(cgroup) = record
+            .as_ref()
+            .and_then(|record| Path::new(&record.cgroup).parent())
+        {
+            remove_empty_cgroups(&cgroup.to_string_lossy());
         }
     }
-    remove_empty_cgroups(&config.cgroup_parent);
-    Ok(())
+    match remains {
+        Some(error) => Err(error),
+        None => Ok(!dirs.is_empty()),
+    }
 }
 
 /// Removes a cgroup and those above it, as far as nothing is in them.

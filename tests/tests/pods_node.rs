@@ -165,6 +165,74 @@ fn pods_outlive_the_agent_and_are_taken_over_by_the_next() -> Result<()> {
 }
 
 #[test]
+fn a_pod_whose_shim_dies_starts_over_and_an_uninstall_leaves_none() -> Result<()> {
+    let mut cluster = start("shim")?;
+    let mut main = shell(
+        "main",
+        "trap 'exit 0' TERM; while :; do sleep 0.1; done",
+        &json!([]),
+    );
+    main["resources"] = json!({"limits": {"memory": "64Mi"}});
+    apply_pod(&cluster, "pod", json!({"containers": [main]}))?;
+    let is_ready = |pod: &Value| condition(pod, "Ready") == "True";
+    let pod = wait_for_pod(&cluster, "pod", "to be ready", is_ready)?;
+    let uid = pod["metadata"]["uid"].as_str().context("a UID")?;
+    let limits = memory_limits(&cluster, uid, "main.0");
+    assert!(limits.contains(&(64 << 20)), "{limits:?}");
+
+    let dir = cluster.nodes[0].state_dir().join("pods").join(uid);
+    let shim = fs::read_to_string(dir.join("shim.pid"))?;
+    let mut kill = cluster.nodes[0].machine().command("/bin/kill");
+    ensure!(kill.args(["-9", shim.trim()]).status()?.success());
+
+    let pod = wait_for_pod(&cluster, "pod", "to be started again", |pod| {
+        is_ready(pod) && container(pod, "main").is_ok_and(|c| c["restartCount"] == 1)
+    })?;
+    assert_eq!(
+        container(&pod, "main")?["lastState"]["terminated"]["exitCode"],
+        137
+    );
+    assert_eq!(memory_limits(&cluster, uid, "main.0"), Vec::<u64>::new());
+
+    let node = &mut cluster.nodes[0];
+    node.kill_agent()?;
+    let scratch = node.state_dir().with_file_name("scratch");
+    let text = |path: &Path| path.display().to_string();
+    let (state, bpffs, nowhere) = (text(&node.state_dir()), text(&node.bpffs()), text(&scratch));
+    let mut words = vec![
+        "uninstall",
+        "--no-systemctl",
+        "--state-dir",
+        &state,
+        "--bpffs-root",
+        &bpffs,
+    ];
+    for flag in [
+        "--bin-dir",
+        "--unit-dir",
+        "--run-dir",
+        "--cni-conf-dir",
+        "--cni-bin-dir",
+    ] {
+        words.extend([flag, &nowhere]);
+    }
+    node.weft(&words)?;
+    assert!(!node.state_dir().exists());
+    assert_eq!(memory_limits(&cluster, uid, "main.1"), Vec::<u64>::new());
+    let processes = cluster.nodes[0]
+        .machine()
+        .command("/bin/ps")
+        .args(["-e", "-o", "args"])
+        .output()?;
+    let processes = String::from_utf8(processes.stdout)?;
+    assert!(
+        !processes.contains("pod-shim") && !processes.contains("sleep 0.1"),
+        "{processes}"
+    );
+    Ok(())
+}
+
+#[test]
 fn what_cannot_be_had_is_said_and_looked_for_again() -> Result<()> {
     let cluster = start("missing")?;
     apply_pod(
@@ -344,6 +412,23 @@ fn log(cluster: &Cluster, pod: &Value, container: &str, attempt: u32) -> Result<
     let node = &cluster.nodes[0];
     let path = node.state_dir().join("logs").join(dir).join(container);
     Ok(fs::read_to_string(path.join(format!("{attempt}.log")))?)
+}
+
+/// The memory limits of a container's cgroup in the hierarchies that have it.
+fn memory_limits(cluster: &Cluster, uid: &str, id: &str) -> Vec<u64> {
+    let node = &cluster.nodes[0];
+    let path = cluster
+        .lab()
+        .cgroup()
+        .join(node.name())
+        .join(format!("pod{uid}"))
+        .join(id);
+    ["memory/{}/memory.limit_in_bytes", "{}/memory.max"]
+        .iter()
+        .map(|pattern| pattern.replace("{}", &path.display().to_string()))
+        .filter_map(|file| fs::read_to_string(Path::new("/sys/fs/cgroup").join(file)).ok())
+        .filter_map(|text| text.trim().parse().ok())
+        .collect()
 }
 
 fn force_delete(cluster: &Cluster, name: &str) -> Result<()> {
