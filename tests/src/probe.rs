@@ -29,3 +29,10 @@ pub struct Greeting {
 pub(crate) fn plain(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
+
+/// Makes room for datagrams that arrive while this process waits for a processor, so that a busy machine is not taken for loss.
+pub(crate) fn widen(socket: &std::net::UdpSocket) {
+    use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
+    // Without the privilege the default has to do.
+    let _ = setsockopt(socket, RcvBufForce, &(8 << 20));
+}

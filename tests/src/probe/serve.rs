@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 use std::{io, thread};
 
-use super::{Greeting, plain};
+use super::{Greeting, plain, widen};
 
 /// First byte of a datagram that is returned as it came and not answered by a greeting.
 pub const ECHO: u8 = b'E';
@@ -23,6 +23,7 @@ pub fn serve(port: u16, name: &str) -> io::Result<()> {
     let any_v4 = SocketAddr::from(([0, 0, 0, 0], port));
     let listener = TcpListener::bind(any).or_else(|_| TcpListener::bind(any_v4))?;
     let socket = UdpSocket::bind(any).or_else(|_| UdpSocket::bind(any_v4))?;
+    widen(&socket);
     let udp_name = name.to_owned();
     thread::spawn(move || serve_udp(&socket, &udp_name));
     for stream in listener.incoming().flatten() {

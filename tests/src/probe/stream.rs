@@ -52,6 +52,7 @@ pub fn run(target: SocketAddr, udp_hz: u64, stop: &Path, started: impl FnOnce())
         IpAddr::V6(Ipv6Addr::UNSPECIFIED)
     };
     let socket = UdpSocket::bind((any, 0))?;
+    super::widen(&socket);
     socket.connect(target)?;
     socket.set_read_timeout(Some(Duration::from_secs(5)))?;
     socket.send(&[ECHO])?;
