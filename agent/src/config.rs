@@ -1,7 +1,7 @@
 //! What the agent is told: [`AgentArgs`] as it was typed, [`Config`] once it is known to make sense.
 
 use std::{
-    fs,
+    fmt, fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     time::Duration,
@@ -77,7 +77,7 @@ pub enum ControlPlane {
 }
 
 /// What joining needs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Join {
     /// `https://host:port`.
     pub server: String,
@@ -85,6 +85,19 @@ pub struct Join {
     pub token: Option<String>,
     /// By what the server is known.
     pub trust: Trust,
+}
+
+impl fmt::Debug for Join {
+    /// The configuration is logged; the token is nobody's business.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { server, token, trust } = self;
+        let token = token.as_ref().map(|_| "…");
+        f.debug_struct("Join")
+            .field("server", server)
+            .field("token", &token)
+            .field("trust", trust)
+            .finish()
+    }
 }
 
 /// By what the server is known.
@@ -437,6 +450,13 @@ mod tests {
             parse(&["--server", "https://a:1", "--ca-hash", "sha256:00"]),
             ConfigError::CaHash(_)
         ));
+    }
+
+    #[test]
+    fn the_token_is_not_logged() {
+        let secret = "0123456789abcdef";
+        let config = config(&["--token", &format!("abcdef.{secret}")]).unwrap();
+        assert!(!format!("{config:?}").contains(secret));
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub enum LogFormat {
 
 /// Starts the log. `filter` is in the form of `tracing`'s directives.
 pub fn init(filter: &str, format: LogFormat) {
+    // The client library logs as an error what its caller logs as what it is: a server that is away for now.
+    let filter = format!("kube_client::client=off,{filter}");
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let registry = tracing_subscriber::registry().with(filter);
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
