@@ -7,7 +7,7 @@ mod network;
 
 use std::{
     io::{Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, TcpListener, TcpStream, UdpSocket},
     time::{Duration, Instant},
 };
 
@@ -15,7 +15,8 @@ use network::{DEVICE, Network, PROGRAM, Pod, Setup, Underlay, in_namespaces, ins
 use weft_agent::datapath::maps::EncapMode;
 use weft_ebpf_common::Reason;
 
-const PORT: u16 = 7000;
+/// Any port: a fixed one may still be held by a child of another test's thread, between its fork and its exec.
+const ANY_PORT: u16 = 0;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Bytes that differ everywhere, so that a misplaced one shows.
@@ -34,10 +35,11 @@ fn pattern(length: usize) -> Vec<u8> {
 /// Sends `length` bytes over TCP both ways at once; returns the source address the server saw.
 fn tcp(client: &str, server: &str, address: IpAddr, length: usize) -> IpAddr {
     let listener = inside(server, move || {
-        TcpListener::bind((address, PORT)).expect("listen")
+        TcpListener::bind((address, ANY_PORT)).expect("listen")
     })
     .join()
     .expect("server");
+    let target = listener.local_addr().expect("address");
     let serving = std::thread::spawn(move || {
         let (mut stream, from) = listener.accept().expect("accept");
         let mut received = vec![0; length];
@@ -51,7 +53,6 @@ fn tcp(client: &str, server: &str, address: IpAddr, length: usize) -> IpAddr {
         from.ip()
     });
     let asking = inside(client, move || {
-        let target = SocketAddr::new(address, PORT);
         let mut stream = TcpStream::connect_timeout(&target, PATIENCE).expect("connect");
         stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
         stream.write_all(&pattern(length)).expect("client writes");
@@ -65,9 +66,12 @@ fn tcp(client: &str, server: &str, address: IpAddr, length: usize) -> IpAddr {
 
 /// Sends a datagram until it is echoed whole; returns the source address the server saw and how many times it took.
 fn udp(client: &str, server: &str, address: IpAddr, length: usize) -> (IpAddr, u32) {
-    let socket = inside(server, move || UdpSocket::bind((address, PORT)).expect("bind"))
-        .join()
-        .expect("server");
+    let socket = inside(server, move || {
+        UdpSocket::bind((address, ANY_PORT)).expect("bind")
+    })
+    .join()
+    .expect("server");
+    let target = socket.local_addr().expect("address");
     let (stop, stopped) = std::sync::mpsc::channel::<()>();
     let serving = std::thread::spawn(move || {
         socket
@@ -87,7 +91,7 @@ fn udp(client: &str, server: &str, address: IpAddr, length: usize) -> (IpAddr, u
     let asking = inside(client, move || {
         let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         let socket = UdpSocket::bind(any).expect("bind");
-        socket.connect((address, PORT)).expect("connect");
+        socket.connect(target).expect("connect");
         socket
             .set_read_timeout(Some(Duration::from_millis(200)))
             .expect("timeout");
@@ -273,16 +277,21 @@ fn no_packet_is_lost_while_programs_are_replaced() {
     in_namespaces(|| {
         let mut network = Network::new(PROGRAM);
         let address = Pod(2, 'a').addresses()[0];
-        let server = inside("p2a", move || UdpSocket::bind((address, PORT)).expect("bind"))
+        let server = inside("p2a", move || UdpSocket::bind((address, ANY_PORT)).expect("bind"))
             .join()
             .expect("server");
+        // A busy machine may let the server wait; that is not what is tested.
+        nix::sys::socket::setsockopt(&server, nix::sys::socket::sockopt::RcvBufForce, &(8 << 20))
+            .expect("buffer");
         server
             .set_read_timeout(Some(Duration::from_secs(2)))
             .expect("timeout");
         let client = inside("p1a", || UdpSocket::bind("0.0.0.0:0").expect("bind"))
             .join()
             .expect("client");
-        client.connect((address, PORT)).expect("connect");
+        client
+            .connect(server.local_addr().expect("address"))
+            .expect("connect");
         let heard = std::thread::spawn(move || {
             let mut heard = std::collections::BTreeSet::new();
             let mut probe = [0; 4];
