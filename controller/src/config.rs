@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn durations_have_units() {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("5m"), Ok(Duration::from_mins(5)));
         assert_eq!(duration("7"), Ok(Duration::from_secs(7)));
         assert!(duration("x").is_err());
         assert!(duration("5d").is_err());

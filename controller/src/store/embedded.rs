@@ -433,19 +433,16 @@ mod tests {
                         Expect::Absent => current.is_none(),
                         Expect::Revision(revision) => current == Some(revision),
                     };
-                    match new {
-                        Some(value) => {
+                    if let Some(value) = new {
+                        next += 1;
+                        after.insert(key.clone(), (next, *value));
+                        writes.push(put(&key, expect, *value));
+                    } else {
+                        if current.is_some() {
                             next += 1;
-                            after.insert(key.clone(), (next, *value));
-                            writes.push(put(&key, expect, *value));
                         }
-                        None => {
-                            if current.is_some() {
-                                next += 1;
-                            }
-                            after.remove(&key);
-                            writes.push(Write { resource: RESOURCE, key, expect, operation: Operation::Delete });
-                        }
+                        after.remove(&key);
+                        writes.push(Write { resource: RESOURCE, key, expect, operation: Operation::Delete });
                     }
                 }
                 let result = commit(&store, writes);
