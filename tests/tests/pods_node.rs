@@ -11,7 +11,7 @@ use weft_lab::wait::wait_until;
 use weft_lab::{Cluster, ClusterOptions};
 
 const IMAGE: &str = "weft.local/shell:test";
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 #[test]
 fn a_pod_runs_its_containers_in_order_and_says_how_it_went() -> Result<()> {
