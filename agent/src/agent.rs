@@ -298,6 +298,7 @@ async fn reconcile(shared: Arc<Shared>, network: Network, endpoints: Endpoints, 
     let mut first = Some(first);
     loop {
         let cluster = clusters.borrow_and_update().clone();
+        let own_cidrs = own_cidrs(&shared, &cluster);
         let Some(mut taken) = network.take() else { return };
         let pass = tokio::task::spawn_blocking(move || {
             let outcome = taken.reconcile(&cluster);
@@ -318,7 +319,11 @@ async fn reconcile(shared: Arc<Shared>, network: Network, endpoints: Endpoints, 
             }
         }
         network = Some(returned);
-        if let Err(error) = endpoints.repair().await
+        let looked_after = match endpoints.set_pod_cidrs(own_cidrs).await {
+            Ok(()) => endpoints.repair().await.map(drop),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = looked_after
             && !matches!(error, EndpointError::Stopping)
         {
             tracing::warn!(

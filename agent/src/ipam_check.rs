@@ -1,4 +1,4 @@
-//! `weft ipam check`: do the ledger, the checkpoints and the agent's view of the kernel agree?
+//! `weft ipam check`: do the ledger, the checkpoints, the agent, the kernel and the API agree?
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
@@ -103,6 +103,12 @@ pub fn run(args: IpamArgs) -> Result<String, IpamCheckError> {
         "the agent",
         &mut differences,
     );
+    for ip in served.keys().filter(|ip| !status.entries.contains(ip)) {
+        differences.push(format!("{ip} is served by the agent and not in the kernel"));
+    }
+    for ip in status.entries.iter().filter(|ip| !served.contains_key(ip)) {
+        differences.push(format!("{ip} is in the kernel and not served by the agent"));
+    }
     for ip in leased.keys() {
         if !own.pod_cidrs.iter().any(|cidr| cidr.contains(*ip)) {
             differences.push(format!("{ip} is leased and of none of the node's pod CIDRs"));
@@ -110,7 +116,7 @@ pub fn run(args: IpamArgs) -> Result<String, IpamCheckError> {
     }
     if differences.is_empty() {
         Ok(format!(
-            "{} addresses: ledger, checkpoints, agent and API agree",
+            "{} addresses: ledger, checkpoints, agent, kernel and API agree",
             leased.len()
         ))
     } else {

@@ -91,6 +91,8 @@ pub struct Status {
     pub peers: Vec<PeerView>,
     /// The attachments.
     pub endpoints: Vec<EndpointSummary>,
+    /// The addresses in the programs' tables.
+    pub entries: Vec<IpAddr>,
     /// How full the node is.
     pub usage: EndpointsUse,
     /// What the programs counted, zeros left out.
@@ -133,9 +135,11 @@ async fn gather(view: NodeView, parts: Option<(Arc<Datapath>, Endpoints)>) -> St
         (
             datapath.dataplane.peers().unwrap_or_default(),
             datapath.dataplane.metrics().unwrap_or_default(),
+            datapath.dataplane.endpoints().unwrap_or_default(),
         )
     });
-    let (peers, metrics) = tables.await.unwrap_or_default();
+    let (peers, metrics, entries) = tables.await.unwrap_or_default();
+    status.entries = entries.into_iter().map(|(ip, _)| ip).collect();
     status.peers = peers
         .into_iter()
         .map(|(cidr, peer)| PeerView {

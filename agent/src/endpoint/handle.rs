@@ -133,6 +133,11 @@ impl Endpoints {
         self.ask(Command::Usage).await
     }
 
+    /// Tells which pod CIDRs the node has.
+    pub async fn set_pod_cidrs(&self, cidrs: Vec<IpNetwork>) -> Result<(), EndpointError> {
+        self.ask(|reply| Command::SetPodCidrs(cidrs, reply)).await?
+    }
+
     /// Looks for what is amiss, begins to mend it, and removes what is nobody's. How many attachments are mended.
     pub async fn repair(&self) -> Result<usize, EndpointError> {
         self.ask(Command::Repair).await?

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use ipnetwork::IpNetwork;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     task::JoinSet,
@@ -46,6 +47,7 @@ pub(super) enum Command {
     Status(Reply<Result<(), EndpointError>>),
     List(Reply<Vec<EndpointSummary>>),
     Usage(Reply<EndpointsUse>),
+    SetPodCidrs(Vec<IpNetwork>, Reply<Result<(), EndpointError>>),
     Repair(Reply<Result<usize, EndpointError>>),
 }
 
@@ -168,6 +170,9 @@ impl Owner {
                     busy: self.slots.values().filter(|slot| slot.busy).count(),
                     pools: self.ipam.usage(machine::boot_time()),
                 });
+            }
+            Command::SetPodCidrs(cidrs, reply) => {
+                let _ = reply.send(self.set_pod_cidrs(&cidrs));
             }
             Command::Repair(reply) => {
                 let (kernel, ready) = (Arc::clone(&self.kernel), self.ready());
@@ -426,6 +431,16 @@ impl Owner {
         if let Some(slot) = self.slots.get_mut(key) {
             slot.checkpoint = after;
         }
+    }
+
+    /// Leases from other pod CIDRs from now on. Attachments with addresses of former ones stay, until they are deleted.
+    fn set_pod_cidrs(&mut self, cidrs: &[IpNetwork]) -> Result<(), EndpointError> {
+        let before = self.ipam.cidrs();
+        self.ipam.set_cidrs(cidrs)?;
+        if self.ipam.cidrs() != before {
+            tracing::warn!(?before, now = ?self.ipam.cidrs(), "the node's pod CIDRs changed; pods keep their addresses");
+        }
+        Ok(())
     }
 
     fn lease(&mut self, key: &AttachmentKey) -> Result<Vec<IpAddr>, EndpointError> {

@@ -1,7 +1,10 @@
-use std::{fs, path::PathBuf, process::Command};
+use std::{fs, path::PathBuf, process::Command, sync::Arc, time::Duration};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use weft_agent::{
-    datapath::nftables,
+    datapath::{netlink::events, nftables},
     desired::NodeRecord,
     install::{UninstallArgs, uninstall},
 };
@@ -186,7 +189,13 @@ fn uninstalling_leaves_the_host_as_it_was() {
             cni_bin_dir: dir.join("cni"),
         };
         let node = node.stop().await;
-        uninstall(&args()).unwrap();
+        // As the command does it: outside of any runtime.
+        tokio::task::spawn_blocking({
+            let args = args();
+            move || uninstall(&args).unwrap()
+        })
+        .await
+        .unwrap();
         wait_for("the host as it was", || host() == before).await;
         let left: Vec<PathBuf> = ["state", "run", "bpf"]
             .iter()
@@ -194,7 +203,60 @@ fn uninstalling_leaves_the_host_as_it_was() {
             .filter(|path| path.exists())
             .collect();
         assert_eq!(left, Vec::<PathBuf>::new());
-        uninstall(&args()).unwrap();
+        let again = args();
+        tokio::task::spawn_blocking(move || uninstall(&again).unwrap())
+            .await
+            .unwrap();
         drop(node);
+    });
+}
+
+#[test]
+fn every_kind_of_change_is_heard_of() {
+    in_namespaces(|| async {
+        let node = TestNode::new().await;
+        let (changed, shutdown) = (Arc::new(Notify::new()), CancellationToken::new());
+        let watch = tokio::spawn(events::watch(Arc::clone(&changed), shutdown.clone()));
+        let qdisc = || run(Command::new("tc").args(["qdisc", "add", "dev", "under1", "clsact"]));
+        let changes: [(&str, &dyn Fn()); 5] = [
+            ("link", &|| drop(ip("link add new0 type veth peer name new1"))),
+            ("address", &|| drop(ip("addr add 203.0.113.1/24 dev under1"))),
+            ("route", &|| drop(ip("route add 198.51.100.0/24 dev under0"))),
+            ("qdisc", &|| drop(qdisc())),
+            ("masquerading", &|| nftables::remove().unwrap()),
+        ];
+        // The sockets are open when the first event arrives, and quiet when the last did.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        for (what, change) in changes {
+            let quiet = Duration::from_millis(100);
+            while tokio::time::timeout(quiet, changed.notified()).await.is_ok() {}
+            change();
+            let heard = tokio::time::timeout(Duration::from_secs(5), changed.notified()).await;
+            assert!(heard.is_ok(), "{what}");
+        }
+        shutdown.cancel();
+        watch.await.unwrap().unwrap();
+        drop(node);
+    });
+}
+
+#[test]
+fn another_pod_cidr_is_leased_from_at_once_and_pods_keep_their_addresses() {
+    in_namespaces(|| async {
+        let node = TestNode::with_cidrs(&["10.7.1.0/24"]).await;
+        let pods = ["a", "b"].map(|name| node.pod(name));
+        node.add("a", &pods[0]).await.unwrap();
+        node.endpoints
+            .set_pod_cidrs(vec!["10.7.9.0/24".parse().unwrap()])
+            .await
+            .unwrap();
+        let attached = node.add("b", &pods[1]).await.unwrap();
+        assert_eq!(attached.ips[0].to_string(), "10.7.9.1/32");
+        for name in ["a", "b"] {
+            node.endpoints.check(key(name), None).await.unwrap();
+            node.endpoints.del(key(name)).await.unwrap();
+        }
+        wait_for("the links' deletion", || links() == ["weft0"]).await;
+        node.assert_nothing_left().await;
     });
 }

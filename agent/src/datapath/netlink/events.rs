@@ -2,10 +2,16 @@
 
 use std::{io, sync::Arc};
 
+use bytes::BytesMut;
 use futures::StreamExt as _;
+use netlink_sys::{
+    AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER,
+};
 use rtnetlink::MulticastGroup;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+
+use super::RECEIVE_BYTES;
 
 const GROUPS: [MulticastGroup; 6] = [
     MulticastGroup::Link,
@@ -16,14 +22,31 @@ const GROUPS: [MulticastGroup; 6] = [
     MulticastGroup::Ipv6Route,
 ];
 
-/// Wakes `changed` whenever links, qdiscs, filters, addresses or routes of the netns change. Ends with `shutdown`.
+/// `NFNLGRP_NFTABLES`: changes of nftables' rules.
+const NFTABLES_GROUP: u32 = 7;
+
+/// Wakes `changed` whenever links, qdiscs, filters, addresses, routes or nftables of the netns change. Ends with `shutdown`.
 ///
 /// A burst that overflows the socket loses messages but never the wake-up: one is enough, and a slow timer of the
 /// listener covers the rest.
 pub async fn watch(changed: Arc<Notify>, shutdown: CancellationToken) -> io::Result<()> {
     let (connection, _handle, mut messages) = rtnetlink::new_multicast_connection(&GROUPS)?;
     let connection = tokio::spawn(connection);
-    while let Some(Some(_)) = shutdown.run_until_cancelled(messages.next()).await {
+    let mut rules = TokioSocket::new(NETLINK_NETFILTER)?;
+    rules.socket_mut().bind(&SocketAddr::new(0, 0))?;
+    rules.socket_mut().add_membership(NFTABLES_GROUP)?;
+    let mut ignored = BytesMut::with_capacity(RECEIVE_BYTES);
+    loop {
+        ignored.clear();
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            message = messages.next() => if message.is_none() { break },
+            received = rules.recv(&mut ignored) => match received {
+                // Messages were lost, which is a change as well.
+                Err(error) if error.raw_os_error() != Some(libc::ENOBUFS) => return Err(error),
+                _ => {}
+            },
+        }
         changed.notify_one();
     }
     connection.abort();
