@@ -342,6 +342,16 @@ impl TestPod {
     }
 }
 
+impl Drop for TestPod {
+    /// Takes away what a failed test leaves.
+    fn drop(&mut self) {
+        end_leftover(&self.dir);
+        if let Err(error) = remove_cgroup(&self.cgroup) {
+            eprintln!("removing {}: {error}", self.cgroup);
+        }
+    }
+}
+
 fn words(script: &str) -> Vec<String> {
     ["/bin/sh", "-c", script].map(str::to_owned).to_vec()
 }
