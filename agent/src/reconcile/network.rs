@@ -172,6 +172,7 @@ impl Network {
         bpffs::ensure(&options.bpffs)?;
         let overlay = ensure_overlay(&netlink, &options, limits)?.0;
         let mode = choose_mode(options.encap, &options.bpffs);
+        let limits = limits.carried_by(mode.encap);
         let settings = settings(&options, &place, &overlay, limits, &mode, Vec::new());
         let dataplane = Dataplane::open(&DataplaneOptions {
             bpffs: options.bpffs.clone(),
@@ -217,7 +218,7 @@ impl Network {
         let datapath = Arc::clone(&self.datapath);
         let netlink = &datapath.netlink;
         self.place = find_place(netlink, &self.options)?;
-        let limits = limits(&self.place)?;
+        let limits = limits(&self.place)?.carried_by(self.mode.encap);
         if limits != datapath.limits() {
             report.repairs.push(format!(
                 "underlay MTU {}, tunnel MTU {}",
