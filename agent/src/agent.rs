@@ -209,7 +209,10 @@ fn start_events(shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
     shared.tasks.clone().spawn(async move {
         loop {
-            let outcome = events::watch(Arc::clone(&shared.changed), shared.shutdown.clone()).await;
+            let outcome = match events::watch(Arc::clone(&shared.changed), shared.shutdown.clone()) {
+                Ok(watch) => watch.await,
+                Err(error) => Err(error),
+            };
             if shared.shutdown.is_cancelled() {
                 return;
             }

@@ -3,11 +3,11 @@
 use std::{io, sync::Arc};
 
 use bytes::BytesMut;
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _};
 use netlink_sys::{
     AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER,
 };
-use rtnetlink::MulticastGroup;
+use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -29,12 +29,27 @@ const NFTABLES_GROUP: u32 = 7;
 ///
 /// A burst that overflows the socket loses messages but never the wake-up: one is enough, and a slow timer of the
 /// listener covers the rest.
-pub async fn watch(changed: Arc<Notify>, shutdown: CancellationToken) -> io::Result<()> {
-    let (connection, _handle, mut messages) = rtnetlink::new_multicast_connection(&GROUPS)?;
-    let connection = tokio::spawn(connection);
+pub fn watch(
+    changed: Arc<Notify>,
+    shutdown: CancellationToken,
+) -> io::Result<impl Future<Output = io::Result<()>> + Send> {
+    // Opened before anything is awaited: what changes from here on is heard of.
+    let (connection, handle, messages) = rtnetlink::new_multicast_connection(&GROUPS)?;
     let mut rules = TokioSocket::new(NETLINK_NETFILTER)?;
     rules.socket_mut().bind(&SocketAddr::new(0, 0))?;
     rules.socket_mut().add_membership(NFTABLES_GROUP)?;
+    Ok(listen(connection, handle, messages, rules, changed, shutdown))
+}
+
+async fn listen(
+    connection: impl Future<Output = ()> + Send + 'static,
+    _keeps_the_connection: Handle,
+    mut messages: impl Stream + Unpin,
+    rules: TokioSocket,
+    changed: Arc<Notify>,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let connection = tokio::spawn(connection);
     let mut ignored = BytesMut::with_capacity(RECEIVE_BYTES);
     loop {
         ignored.clear();
