@@ -119,17 +119,23 @@ pub(crate) fn build(profile: &str) -> Result<()> {
 
 /// Builds `weft-probe` statically, to run in containers and pods, beside the others as `weft-probe-static`.
 pub(crate) fn build_probe(profile: &str) -> Result<()> {
+    build_static(profile, "weft-tests", "weft-probe")
+}
+
+/// Builds a program statically, beside the others as `<name>-static`.
+pub(crate) fn build_static(profile: &str, package: &str, name: &str) -> Result<()> {
     let mut command = cargo();
-    command.args(["rustc", "--package", "weft-tests", "--bin", "weft-probe"]);
+    command.args(["rustc", "--package", package, "--bin", name]);
     if profile == "release" {
         command.arg("--release");
     }
     workspace::run(command.args(["--", "-C", "target-feature=+crt-static"]))?;
     let dir = workspace::bin_dir(profile);
     // A later build links the program dynamically again; the copy keeps.
-    let copy = dir.join("weft-probe-static.new");
-    fs::copy(dir.join("weft-probe"), &copy).context("copy weft-probe")?;
-    fs::rename(&copy, dir.join("weft-probe-static")).context("put weft-probe-static in place")
+    let copy = dir.join(format!("{name}-static.new"));
+    fs::copy(dir.join(name), &copy).with_context(|| format!("copy {name}"))?;
+    fs::rename(&copy, dir.join(format!("{name}-static")))
+        .with_context(|| format!("put {name}-static in place"))
 }
 
 /// Refuses to start where tests would have to be skipped.
