@@ -122,7 +122,9 @@ pub fn old_sizes(limits: Limits, new: &SetView, old: &[SetView]) -> Vec<i32> {
         sizes[at] -= gone;
         budget -= gone;
     }
-    let available: i32 = old.iter().map(|set| set.available).sum::<i32>() + new.available;
+    // A set that was just made smaller still reports the pods it is about to lose.
+    let staying = |set: &SetView| set.available.min(set.replicas);
+    let available: i32 = old.iter().map(staying).sum::<i32>() + staying(new);
     let mut spare = (available - limits.min_available()).max(0);
     for &at in &oldest_first {
         let gone = sizes[at].min(spare);
@@ -215,6 +217,13 @@ mod tests {
             Err(_) => IntOrString::String(text.into()),
         };
         Limits::rolling(replicas, Some(&value(surge)), Some(&value(unavailable)))
+    }
+
+    #[test]
+    fn pods_on_their_way_out_are_not_counted_on() {
+        // Of eight, seven must be available. The old set was made smaller by one and has not reported it.
+        let limits = limits(8, "2", "1");
+        assert_eq!(old_sizes(limits, &set("new", 3, 1), &[set("old", 7, 8)]), [6]);
     }
 
     #[test]
