@@ -134,7 +134,8 @@ fn show(lab: Lab, screen: Screen, hold: bool) -> Result<()> {
     screen.good(&line);
     show_pods(screen, &pods);
     if hold {
-        return look_around(&cluster, screen);
+        look_around(&cluster, screen);
+        return Ok(());
     }
     check_all(&cluster, screen, &pods, &[])?;
 
@@ -151,7 +152,7 @@ fn show(lab: Lab, screen: Screen, hold: bool) -> Result<()> {
 }
 
 /// Says how to enter the machines, and waits until a signal ends the lab.
-fn look_around(cluster: &Cluster, screen: Screen) -> Result<()> {
+fn look_around(cluster: &Cluster, screen: Screen) {
     screen.title("everything stays as it is until Ctrl-C");
     let control = cluster.control.machine();
     let machines = cluster
@@ -173,7 +174,6 @@ fn look_around(cluster: &Cluster, screen: Screen) -> Result<()> {
     while control.is_alive() {
         std::thread::park_timeout(Duration::from_secs(1));
     }
-    Ok(())
 }
 
 fn lose_and_heal(cluster: &mut Cluster, screen: Screen, victim: usize) -> Result<()> {
