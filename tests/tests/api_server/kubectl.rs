@@ -17,11 +17,11 @@ spec:
       containers: [{name: c, image: "example.com/i:1"}]
 "#;
 
-const NODE: &str = r#"
+const NODE: &str = r"
 apiVersion: v1
 kind: Node
 metadata: {name: n1, labels: {kubernetes.io/hostname: n1}}
-"#;
+";
 
 const NODE_STATUS: &str = r#"{"status":{
     "allocatable":{"cpu":"4","memory":"8Gi","pods":"110"},"capacity":{"cpu":"4","memory":"8Gi","pods":"110"},

@@ -1,6 +1,8 @@
 //! The controllers and the scheduler against the real API server over TLS, with simulated nodes: their pods become ready, their
 //! leases are renewed, and they can die.
 
+#![expect(clippy::unwrap_used, reason = "what the tests share is test code, too")]
+
 mod crash;
 mod garbage;
 mod nodes;
