@@ -114,7 +114,8 @@ fn a_failing_container_is_restarted_ever_later() -> Result<()> {
 #[test]
 fn pods_outlive_the_agent_and_are_taken_over_by_the_next() -> Result<()> {
     let mut cluster = start("adopt")?;
-    let forever = "trap 'echo bye; exit 0' TERM; i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done";
+    let forever =
+        "trap 'echo bye; sleep 2; exit 0' TERM; i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done";
     for name in ["kept", "orphan"] {
         apply_pod(
             &cluster,

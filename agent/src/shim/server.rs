@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     collections::HashMap,
     fs::{self, File},
-    io,
+    io, mem,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     rc::Rc,
@@ -17,7 +17,7 @@ use nix::{
     errno::Errno,
     sys::{
         signal::{Signal, kill},
-        wait::{WaitPidFlag, WaitStatus, waitpid},
+        wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid},
     },
     unistd::Pid,
 };
@@ -44,7 +44,7 @@ use super::{
 pub(super) const STATE_FILE: &str = "shim.json";
 /// How long the output of a program that has ended may still take to arrive.
 const EXEC_DRAIN: Duration = Duration::from_millis(200);
-/// The same for a container's log before the container is removed.
+/// The same for a container's log before its end is told, and before it is removed.
 const LOG_DRAIN: Duration = Duration::from_secs(1);
 
 struct Shim {
@@ -98,9 +98,24 @@ pub(super) async fn serve(dir: PathBuf, listener: UnixListener) -> Result<(), Sh
                     sleep(Duration::from_millis(100)).await;
                 }
             },
-            _ = children.recv() => shim.borrow_mut().reap(),
+            _ = children.recv() => reap(&shim).await,
             _ = finished.changed() => return Ok(()),
         }
+    }
+}
+
+/// Takes the exit codes of all children that have ended, each after the last of what it wrote is in its log: whoever hears
+/// of the end may read the log at once.
+async fn reap(shim: &Shared) {
+    let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    while let Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) = waitid(Id::All, peek) {
+        // Not reaped yet, so the number stays the container's while its output is awaited.
+        let logs = shim.borrow_mut().take_logs(pid.as_raw());
+        for log in logs {
+            // Late output, of a process that holds the pipe from elsewhere, is copied all the same.
+            let _ = timeout(LOG_DRAIN, log).await;
+        }
+        shim.borrow_mut().reap(pid);
     }
 }
 
@@ -267,17 +282,28 @@ impl Shim {
         }
     }
 
-    /// Takes the exit codes of all children that have ended.
-    fn reap(&mut self) {
-        loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) => self.ended(pid.as_raw(), code, None),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                    self.ended(pid.as_raw(), 128 + signal as i32, Some(signal as i32));
-                }
-                Ok(WaitStatus::StillAlive) | Err(_) => return,
-                Ok(_) => {}
+    /// The copying of what a container wrote, if `pid` is a container's first process.
+    fn take_logs(&mut self, pid: i32) -> Vec<JoinHandle<()>> {
+        let id = self
+            .status
+            .containers
+            .iter()
+            .find(|(_, state)| state.pid == pid && !matches!(state.phase, Phase::Exited { .. }))
+            .map(|(id, _)| id);
+        id.and_then(|id| self.live.get_mut(id))
+            .map(|live| mem::take(&mut live.logs))
+            .unwrap_or_default()
+    }
+
+    /// Takes the exit code of a child that has ended.
+    fn reap(&mut self, pid: Pid) {
+        match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, code)) => self.ended(pid.as_raw(), code, None),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                self.ended(pid.as_raw(), 128 + signal as i32, Some(signal as i32));
             }
+            // Waited for elsewhere.
+            Ok(_) | Err(_) => {}
         }
     }
 
