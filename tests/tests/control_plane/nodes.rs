@@ -46,8 +46,11 @@ async fn the_pods_of_a_dead_node_are_replaced_elsewhere() -> Result<()> {
         (ready(&node) == "Unknown" && taints(&node) == wanted.into()).then_some(())
     })
     .await?;
-    let pods = world.wait_ready("app=web", 6).await?;
-    assert!(pods.iter().all(|pod| !on(pod, "n2")), "{:?}", by_node(&pods));
+    eventually("six ready pods elsewhere", || async {
+        let pods = world.ready("app=web").await.ok()?;
+        (pods.len() == 6 && pods.iter().all(|pod| !on(pod, "n2"))).then_some(())
+    })
+    .await?;
     assert_eq!(
         world.events("n2", "NodeNotReady").await?,
         ["Node n2 status is now: NodeNotReady"]

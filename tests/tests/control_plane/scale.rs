@@ -1,9 +1,12 @@
 //! Numbers of pods: up, down, adopted, released, refused.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{Pod, ReplicationController};
-use kube::api::DeleteParams;
+use k8s_openapi::api::core::v1::{Node, Pod, ReplicationController};
+use kube::Api;
+use kube::api::{DeleteParams, ListParams};
 use serde_json::json;
 
 use crate::world::{World, by_node, deployment, eventually, pod_template};
@@ -157,4 +160,46 @@ async fn pods_that_fit_nowhere_say_why_and_go_when_there_is_room() -> Result<()>
     world.join(&["n2"]).await?;
     world.wait_ready("app=big", 2).await?;
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_written_when_nothing_changes() -> Result<()> {
+    let world = World::start().await?;
+    world.join(&["n1", "n2"]).await?;
+    world.create::<Deployment>(deployment("web", 4, "img:1")).await?;
+    eventually("the rollout to end", || async {
+        let status = world.deployment("web").await.ok()?.status?;
+        (status.available_replicas == Some(4) && status.observed_generation.is_some()).then_some(())
+    })
+    .await?;
+    let versions = || async {
+        let mut versions = Vec::new();
+        let params = ListParams::default();
+        let nodes: Api<Node> = Api::all(world.client.clone());
+        versions.extend(
+            world
+                .api::<Deployment>()
+                .list(&params)
+                .await?
+                .items
+                .into_iter()
+                .map(|o| o.metadata),
+        );
+        versions.extend(world.sets().await?.into_iter().map(|o| o.metadata));
+        versions.extend(world.pods("").await?.into_iter().map(|o| o.metadata));
+        versions.extend(nodes.list(&params).await?.items.into_iter().map(|o| o.metadata));
+        anyhow::Ok(
+            versions
+                .into_iter()
+                .map(|meta| (meta.name, meta.resource_version))
+                .collect::<Vec<_>>(),
+        )
+    };
+    // The last status may be on its way still; after that there is silence for several rounds of every controller.
+    eventually("silence", || async {
+        let before = versions().await.ok()?;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        (versions().await.ok()? == before).then_some(())
+    })
+    .await
 }
