@@ -41,7 +41,7 @@ use self::write::{Outcome, Reply};
 use crate::auth::authorizer::{self, Attributes};
 use crate::auth::{self, ConnectionIdentity, Identity};
 use crate::pki::Authority;
-use crate::resources::{self, Resource, Subresource};
+use crate::resources::{self, ResourceRef, Subresource};
 use crate::store::{Object, Store};
 
 /// Bytes of warnings in one answer; clients refuse long headers.
@@ -115,6 +115,11 @@ impl Server {
             address,
         }
     }
+
+    /// What is served under a path.
+    pub(crate) fn resource(&self, path: &ResourcePath) -> Option<ResourceRef> {
+        resources::find(&path.group, &path.version, &path.plural).map(ResourceRef::BuiltIn)
+    }
 }
 
 /// The server's routes: everything is decided by the request's own grammar.
@@ -151,8 +156,8 @@ async fn answer(server: &Arc<Server>, request: Request<Body>) -> Result<Response
     let verb = Verb::of(&parts.method, &parsed, &query).ok_or_else(ApiError::method_not_allowed)?;
     let identity = impersonate(&parts.headers, identity)?;
     authorize(server, &identity, verb, &parsed)?;
-    let resource =
-        resources::find(&parsed.group, &parsed.version, &parsed.plural).ok_or_else(ApiError::no_such_path)?;
+    let resource = server.resource(&parsed).ok_or_else(ApiError::no_such_path)?;
+    let objects_only = !resource.verbs.contains(&"list");
     let masters = identity.is_in(auth::MASTERS) && parts.extensions.get::<InProcess>().is_some();
     let mut call = Call {
         server: Arc::clone(server),
@@ -166,7 +171,7 @@ async fn answer(server: &Arc<Server>, request: Request<Body>) -> Result<Response
         now,
     };
     call.check_shape()?;
-    call.form = negotiate::form(&call.headers, !resource.verbs.contains(&"list"))?;
+    call.form = negotiate::form(&call.headers, objects_only)?;
     if verb == Verb::Watch {
         return watch::watch(call).await;
     }
@@ -364,7 +369,7 @@ pub(crate) struct Call {
     pub(crate) form: Form,
     pub(crate) headers: HeaderMap,
     pub(crate) query: Query,
-    pub(crate) resource: &'static Resource,
+    pub(crate) resource: ResourceRef,
     pub(crate) verb: Verb,
     pub(crate) path: ResourcePath,
     pub(crate) now: Timestamp,
@@ -410,15 +415,17 @@ impl Call {
         self.server
             .store
             .get(self.resource.storage, &self.key())
-            .ok_or_else(|| ApiError::not_found(self.resource, &self.path.name))
+            .ok_or_else(|| ApiError::not_found(&self.resource, &self.path.name))
     }
 
     /// The row in whose form the store keeps the resource.
-    pub(crate) fn stored_resource(&self) -> &'static Resource {
-        if self.resource.conversion.is_none() {
-            return self.resource;
+    pub(crate) fn stored_resource(&self) -> ResourceRef {
+        if self.resource.conversion.is_some()
+            && let Some(stored) = resources::stored_as(self.resource.storage)
+        {
+            return ResourceRef::BuiltIn(stored);
         }
-        resources::stored_as(self.resource.storage).unwrap_or(self.resource)
+        self.resource.clone()
     }
 
     /// A stored object in the version served.
@@ -457,7 +464,7 @@ impl Call {
     pub(crate) fn admits(&self, object: &Value) -> Result<(), ApiError> {
         let attributes = attributes(self.verb, &self.path);
         authorizer::admits(&self.identity, &attributes, object)
-            .map_err(|why| ApiError::forbidden(self.resource, objects::name(object), &why))
+            .map_err(|why| ApiError::forbidden(&self.resource, objects::name(object), &why))
     }
 
     /// An object in the form asked for.
@@ -476,7 +483,7 @@ impl Call {
                 let version = value["metadata"]["resourceVersion"].clone();
                 let include = table::Include::parse(self.query.get("includeObject"));
                 let metadata = json!({"resourceVersion": version});
-                table::table(self.resource, &[value], metadata, include, self.now, true)
+                table::table(&self.resource, &[value], metadata, include, self.now, true)
             }
         };
         json_response(code, value.to_string())

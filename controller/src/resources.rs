@@ -11,6 +11,7 @@ mod printing;
 mod validation;
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::LazyLock;
 
 use serde_json::Value;
@@ -219,6 +220,23 @@ pub struct Resource {
     pub generation: bool,
     /// Set where the store keeps another version.
     pub conversion: Option<Conversion>,
+}
+
+/// A resource that is served.
+#[derive(Clone, Debug)]
+pub enum ResourceRef {
+    /// A row of the table.
+    BuiltIn(&'static Resource),
+}
+
+impl Deref for ResourceRef {
+    type Target = Resource;
+
+    fn deref(&self) -> &Resource {
+        match self {
+            Self::BuiltIn(resource) => resource,
+        }
+    }
 }
 
 /// Verbs of a resource that is stored.

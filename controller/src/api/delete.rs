@@ -107,7 +107,7 @@ pub(crate) async fn delete(call: &Call, options: &Options) -> Result<Reply, ApiE
 }
 
 async fn delete_key(call: &Call, key: &str, name: &str, options: &Options) -> Result<Reply, ApiError> {
-    let resource = call.resource;
+    let resource = &call.resource;
     for _ in 0..ATTEMPTS {
         let current = call
             .server

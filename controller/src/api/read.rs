@@ -15,7 +15,7 @@ use super::negotiate::Form;
 use super::status::{ApiError, json_response};
 use super::table::{self, Include};
 use super::{Call, Server};
-use crate::resources::Resource;
+use crate::resources::{Resource, ResourceRef};
 use crate::selector::{FieldSelector, LabelSelector};
 use crate::store::{Listing, Object, Revision};
 
@@ -29,7 +29,7 @@ const SNAPSHOT_LIFETIME: Duration = Duration::from_mins(5);
 /// Which objects of a resource a request is about.
 #[derive(Debug)]
 pub(crate) struct Filter {
-    resource: &'static Resource,
+    resource: ResourceRef,
     namespace: String,
     labels: LabelSelector,
     fields: FieldSelector,
@@ -52,7 +52,7 @@ impl Filter {
             }
         }
         Ok(Self {
-            resource: call.resource,
+            resource: call.resource.clone(),
             namespace: call.path.namespace.clone(),
             labels,
             fields,
@@ -268,7 +268,7 @@ fn continued(call: &Call, filter: &Filter, token: &str, limit: usize) -> Result<
         let mut listing = filter.list(&call.server);
         listing
             .items
-            .retain(|object| key(call.resource, object) > token.last_key);
+            .retain(|object| key(&call.resource, object) > token.last_key);
         return Ok(Page::first(call, filter, listing, limit));
     }
     let Some(items) = call.server.snapshots.find(token.snapshot, token.revision) else {
@@ -283,7 +283,7 @@ fn continued(call: &Call, filter: &Filter, token: &str, limit: usize) -> Result<
         error.go_on = Some(fresh.encode());
         return Err(error);
     };
-    let start = items.partition_point(|object| key(call.resource, object) <= token.last_key);
+    let start = items.partition_point(|object| key(&call.resource, object) <= token.last_key);
     Ok(Page::cut(
         call,
         filter,
@@ -339,7 +339,7 @@ impl Page {
         let next = page.last().filter(|_| left > 0).map(|last| {
             let snapshot =
                 snapshot.unwrap_or_else(|| call.server.snapshots.keep(revision, Arc::clone(&items)));
-            let last_key = key(call.resource, last);
+            let last_key = key(&call.resource, last);
             Token {
                 revision,
                 snapshot,
@@ -377,7 +377,7 @@ impl Page {
         let body: Bytes = match call.form {
             Form::Table => {
                 let include = Include::parse(call.query.get("includeObject"));
-                table::table(call.resource, &values(), metadata, include, call.now, true)
+                table::table(&call.resource, &values(), metadata, include, call.now, true)
                     .to_string()
                     .into()
             }

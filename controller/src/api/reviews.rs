@@ -47,7 +47,7 @@ async fn bind(call: &Call, binding: &Value) -> Result<Reply, ApiError> {
         form: call.form,
         headers: call.headers.clone(),
         query: call.query.clone(),
-        resource: pods,
+        resource: crate::resources::ResourceRef::BuiltIn(pods),
         verb: Verb::Create,
         path: ResourcePath {
             plural: "pods".to_owned(),

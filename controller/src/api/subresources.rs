@@ -57,7 +57,7 @@ pub(crate) async fn bind(call: &Call, binding: &Value) -> Result<Reply, ApiError
         problems.required("target.name", "");
     }
     if !problems.0.is_empty() {
-        return Err(ApiError::invalid(call.resource, &call.path.name, &problems));
+        return Err(ApiError::invalid(&call.resource, &call.path.name, &problems));
     }
     let uid = binding["metadata"]["uid"].as_str().unwrap_or_default();
     write::change(call, |pod| {
@@ -65,15 +65,15 @@ pub(crate) async fn bind(call: &Call, binding: &Value) -> Result<Reply, ApiError
         if !uid.is_empty() && pod["metadata"]["uid"] != uid {
             let is = pod["metadata"]["uid"].as_str().unwrap_or_default();
             let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {is}");
-            return Err(ApiError::conflict(call.resource, name, &why));
+            return Err(ApiError::conflict(&call.resource, name, &why));
         }
         if objects::is_terminating(pod) {
             let why = format!("pod {name} is being deleted, cannot be assigned to a host");
-            return Err(ApiError::conflict(call.resource, name, &why));
+            return Err(ApiError::conflict(&call.resource, name, &why));
         }
         if let Some(bound) = pod["spec"]["nodeName"].as_str().filter(|bound| !bound.is_empty()) {
             let why = format!("pod {name} is already assigned to node {bound:?}");
-            return Err(ApiError::conflict(call.resource, name, &why));
+            return Err(ApiError::conflict(&call.resource, name, &why));
         }
         let mut pod = pod.clone();
         pod["spec"]["nodeName"] = json!(node);
@@ -191,7 +191,7 @@ async fn scale(call: &Call, compute: impl Fn(&Value) -> Result<Value, ApiError>)
         if count.is_none_or(|count| count < 0) {
             let mut problems = Problems::default();
             problems.invalid("spec.replicas", replicas, "must be greater than or equal to 0");
-            return Err(ApiError::invalid(call.resource, &call.path.name, &problems));
+            return Err(ApiError::invalid(&call.resource, &call.path.name, &problems));
         }
         let mut object = object.clone();
         object["spec"]["replicas"] = json!(count);

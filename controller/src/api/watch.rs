@@ -231,7 +231,7 @@ impl Encoder {
                 let metadata = json!({"resourceVersion": object.revision().to_string()});
                 let value = [self.call.served(object)];
                 let now = jiff::Timestamp::now();
-                let table = table::table(self.call.resource, &value, metadata, include, now, self.headings);
+                let table = table::table(&self.call.resource, &value, metadata, include, now, self.headings);
                 self.headings = false;
                 put_frame(chunk, kind, table.to_string().as_bytes());
             }

@@ -72,7 +72,7 @@ pub(crate) fn receive(call: &Call, decoded: Decoded, warnings: &mut Vec<String>)
         mut value,
         duplicates,
     } = decoded;
-    let resource = call.resource;
+    let resource = &call.resource;
     if !value.is_object() {
         return Err(ApiError::bad_request("the body is not an object"));
     }
@@ -108,7 +108,7 @@ fn check_fields(
     warnings: &mut Vec<String>,
 ) -> Result<(), ApiError> {
     let Some(schema) = schema else { return Ok(()) };
-    let resource = call.resource;
+    let resource = &call.resource;
     let handled = |why: &str| {
         ApiError::bad_request(format!(
             "{} in version {:?} cannot be handled as a {}: {why}",
@@ -152,7 +152,7 @@ async fn create_object(
     applied_by: Option<&str>,
     warnings: Vec<String>,
 ) -> Result<Reply, ApiError> {
-    let resource = call.resource;
+    let resource = &call.resource;
     let dry_run = call.query.dry_run()?;
     if object["metadata"]["resourceVersion"]
         .as_str()
@@ -175,7 +175,7 @@ async fn create_object(
     let stored = call.stored_resource();
     (stored.prepare)(&mut object);
     admission::on_create(call, &mut object)?;
-    admission::on_write(stored, &mut object);
+    admission::on_write(&stored, &mut object);
     if let Some(schema) = stored.schema() {
         schema.default(&mut object);
         if applied_by.is_none() {
@@ -183,7 +183,7 @@ async fn create_object(
         }
     }
     namespace_accepts(call, objects::name(&object))?;
-    validate(stored, &object, None)?;
+    validate(&stored, &object, None)?;
     call.admits(&object)?;
     let name = objects::name(&object).to_owned();
     if dry_run {
@@ -235,7 +235,7 @@ fn stored_outcome(written: Vec<Arc<Object>>, object: Value) -> Outcome {
 
 /// Puts the object where the URL says.
 fn place(call: &Call, object: &mut Value) -> Result<(), ApiError> {
-    let resource = call.resource;
+    let resource = &call.resource;
     let namespace = object["metadata"]["namespace"]
         .as_str()
         .unwrap_or_default()
@@ -282,7 +282,7 @@ fn namespace_accepts(call: &Call, name: &str) -> Result<(), ApiError> {
     if objects::is_terminating(&found.value()) {
         let why =
             format!("unable to create new content in namespace {namespace} because it is being terminated");
-        let mut error = ApiError::forbidden(call.resource, name, &why);
+        let mut error = ApiError::forbidden(&call.resource, name, &why);
         error.details["causes"] = json!([{
             "reason": "NamespaceTerminating", "message": format!("namespace {namespace} is being terminated"),
             "field": "metadata.namespace",
@@ -327,7 +327,7 @@ pub(crate) async fn change(
     call: &Call,
     compute: impl Fn(&Value) -> Result<Change, ApiError>,
 ) -> Result<Reply, ApiError> {
-    let resource = call.resource;
+    let resource = &call.resource;
     let dry_run = call.query.dry_run()?;
     let key = call.key();
     for _ in 0..ATTEMPTS {
@@ -396,7 +396,7 @@ fn is_finished(resource: &Resource, old: &Value, new: &Value) -> bool {
 
 /// Brings a computed state into the store's form and checks it; `None` if it changes nothing.
 fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Option<Value>, ApiError> {
-    let resource = call.resource;
+    let resource = &call.resource;
     let name = &call.path.name;
     if let Some(conversion) = resource.conversion {
         (conversion.stored)(&mut new);
@@ -446,7 +446,7 @@ fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Opt
     }
     objects::carry_over(&mut new, old);
     let stored = call.stored_resource();
-    admission::on_write(stored, &mut new);
+    admission::on_write(&stored, &mut new);
     if let Some(schema) = stored.schema() {
         schema.prune(&mut new);
         schema.default(&mut new);
@@ -462,8 +462,8 @@ fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Opt
     if !tracked && let Some(schema) = stored.schema() {
         track(call, schema, Some(old), &mut new);
     }
-    no_late_finalizers(stored, old, &new)?;
-    validate(stored, &new, Some(old))?;
+    no_late_finalizers(&stored, old, &new)?;
+    validate(&stored, &new, Some(old))?;
     call.admits(&new)?;
     Ok(Some(new))
 }
@@ -520,7 +520,7 @@ pub(crate) async fn apply(
     force: bool,
     warnings: Vec<String>,
 ) -> Result<Reply, ApiError> {
-    let resource = call.resource;
+    let resource = &call.resource;
     let schema = resource.schema().ok_or_else(|| {
         ApiError::unsupported_media_type("application/json-patch+json, application/merge-patch+json")
     })?;
