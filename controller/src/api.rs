@@ -172,6 +172,9 @@ async fn answer(server: &Arc<Server>, request: Request<Body>) -> Result<Response
     };
     call.check_shape()?;
     call.form = negotiate::form(&call.headers, objects_only)?;
+    if call.query.get("resourceVersion") != Some("0") {
+        server.store.barrier().await?;
+    }
     if verb == Verb::Watch {
         return watch::watch(call).await;
     }

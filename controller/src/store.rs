@@ -4,6 +4,7 @@
 
 pub mod embedded;
 mod history;
+mod memory;
 mod object;
 
 use std::future::Future;
@@ -104,6 +105,9 @@ pub type Committed = Result<Vec<Arc<Object>>, StoreError>;
 /// A commit on its way.
 pub type CommitFuture = Pin<Box<dyn Future<Output = Committed> + Send>>;
 
+/// A barrier on its way.
+pub type BarrierFuture = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
+
 /// A store of objects.
 pub trait Store: Send + Sync + 'static {
     /// The revision of the last write that is visible.
@@ -116,6 +120,11 @@ pub trait Store: Send + Sync + 'static {
     fn count(&self, resource: &'static str) -> usize;
     /// Does all writes or none; resolves when they are durable and visible. A transaction names a key once.
     fn commit(&self, writes: Vec<Write>) -> CommitFuture;
+    /// Resolves when everything that was acknowledged to anyone before the call is visible here. Only an engine whose writes
+    /// other processes make, too, has to wait.
+    fn barrier(&self) -> BarrierFuture {
+        Box::pin(std::future::ready(Ok(())))
+    }
     /// The changes of a resource after a revision.
     ///
     /// # Errors

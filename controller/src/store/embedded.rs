@@ -3,9 +3,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
 
 use bytes::Bytes;
@@ -13,7 +12,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use super::history::{Limits, Resource};
+use super::memory::{Changes, Memory, Objects};
 use super::{
     CommitFuture, Committed, Event, Expect, Listing, Meta, Object, Operation, Revision, Store, StoreError,
     Watch, Write,
@@ -39,7 +38,7 @@ pub type Indexer = fn(resource: &str, object: &Value) -> Meta;
 /// The embedded store.
 #[derive(Debug)]
 pub struct Embedded {
-    shared: Arc<Shared>,
+    memory: Arc<Memory>,
     queue: SyncSender<Job>,
 }
 
@@ -47,28 +46,6 @@ pub struct Embedded {
 struct Job {
     writes: Vec<Write>,
     answer: oneshot::Sender<Committed>,
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    revision: AtomicU64,
-    resources: RwLock<HashMap<Box<str>, Arc<Resource>>>,
-}
-
-impl Shared {
-    fn resource(&self, name: &str) -> Arc<Resource> {
-        let resources = self.resources.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(resource) = resources.get(name) {
-            return Arc::clone(resource);
-        }
-        drop(resources);
-        let mut resources = self.resources.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(
-            resources
-                .entry(name.into())
-                .or_insert_with(|| Arc::new(Resource::new(Limits::of(name), BTreeMap::new(), 0))),
-        )
-    }
 }
 
 impl Embedded {
@@ -81,41 +58,35 @@ impl Embedded {
             .set_cache_size(CACHE_BYTES)
             .create(file)
             .map_err(engine)?;
-        let shared = Arc::new(load(&database, index)?);
+        let memory = Arc::new(load(&database, index)?);
         let (queue, jobs) = sync_channel(QUEUE);
         let writer = Writer {
             database,
-            shared: Arc::clone(&shared),
+            memory: Arc::clone(&memory),
         };
         thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writer.run(&jobs))
             .map_err(|error| engine(redb::StorageError::Io(error)))?;
-        Ok(Self { shared, queue })
+        Ok(Self { memory, queue })
     }
 }
 
 impl Store for Embedded {
     fn revision(&self) -> Revision {
-        self.shared.revision.load(Ordering::Acquire)
+        self.memory.revision()
     }
 
     fn get(&self, resource: &'static str, key: &str) -> Option<Arc<Object>> {
-        self.shared.resource(resource).get(key)
+        self.memory.resource(resource).get(key)
     }
 
     fn list(&self, resource: &'static str, prefix: &str) -> Listing {
-        let before = self.revision();
-        let (last, items) = self.shared.resource(resource).list(prefix);
-        // All changes up to `before` were applied before it was published, so the list holds them.
-        Listing {
-            revision: before.max(last),
-            items,
-        }
+        self.memory.list(resource, prefix)
     }
 
     fn count(&self, resource: &'static str) -> usize {
-        self.shared.resource(resource).len()
+        self.memory.resource(resource).len()
     }
 
     fn commit(&self, writes: Vec<Write>) -> CommitFuture {
@@ -131,14 +102,11 @@ impl Store for Embedded {
     }
 
     fn watch(&self, resource: &'static str, after: Revision) -> Result<Watch, StoreError> {
-        Watch::new(&self.shared.resource(resource), after)
+        Watch::new(&self.memory.resource(resource), after)
     }
 }
 
-/// Objects in key order.
-type Objects = BTreeMap<Box<str>, Arc<Object>>;
-
-fn load(database: &Database, index: Indexer) -> Result<Shared, StoreError> {
+fn load(database: &Database, index: Indexer) -> Result<Memory, StoreError> {
     let transaction = database.begin_write().map_err(engine)?;
     transaction.open_table(OBJECTS).map_err(engine)?;
     transaction.open_table(CHANGES).map_err(engine)?;
@@ -178,15 +146,8 @@ fn load(database: &Database, index: Indexer) -> Result<Shared, StoreError> {
     }
     let resources = resources
         .into_iter()
-        .map(|(name, (objects, last))| {
-            let resource = Resource::new(Limits::of(&name), objects, last);
-            (name, Arc::new(resource))
-        })
-        .collect();
-    Ok(Shared {
-        revision: AtomicU64::new(revision),
-        resources: RwLock::new(resources),
-    })
+        .map(|(name, (objects, last))| (name, objects, last));
+    Ok(Memory::new(revision, resources))
 }
 
 fn encode(object: &Object) -> Vec<u8> {
@@ -212,7 +173,7 @@ fn decode(record: &[u8], index: impl FnOnce(&Value) -> Meta) -> Result<Object, S
 /// The owner of the engine's write side.
 struct Writer {
     database: Database,
-    shared: Arc<Shared>,
+    memory: Arc<Memory>,
 }
 
 /// A transaction whose expectations hold, waiting for the commit that it is part of.
@@ -220,9 +181,6 @@ struct Accepted {
     objects: Vec<Arc<Object>>,
     answer: oneshot::Sender<Committed>,
 }
-
-/// Changes of one resource in the order of their revisions.
-type Changes = Vec<(Box<str>, Arc<Event>)>;
 
 /// What the transactions of one batch have done so far.
 #[derive(Default)]
@@ -238,7 +196,7 @@ impl Writer {
     fn run(self, jobs: &Receiver<Job>) {
         while let Ok(first) = jobs.recv() {
             let mut batch = Batch {
-                revision: self.shared.revision.load(Ordering::Acquire),
+                revision: self.memory.revision(),
                 ..Batch::default()
             };
             self.take(&mut batch, first);
@@ -259,7 +217,7 @@ impl Writer {
             let slot = (write.resource, Box::<str>::from(write.key.as_str()));
             let found = match batch.overlay.get(&slot) {
                 Some(found) => found.clone(),
-                None => self.shared.resource(write.resource).get(&write.key),
+                None => self.memory.resource(write.resource).get(&write.key),
             };
             let holds = match write.expect {
                 Expect::Absent => found.is_none(),
@@ -315,10 +273,7 @@ impl Writer {
             }
             return;
         }
-        for (name, changes) in batch.changes {
-            self.shared.resource(name).apply(changes);
-        }
-        self.shared.revision.store(batch.revision, Ordering::Release);
+        self.memory.apply(batch.changes, batch.revision);
         for accepted in batch.accepted {
             let _ = accepted.answer.send(Ok(accepted.objects));
         }
@@ -472,9 +427,9 @@ mod tests {
             };
             prop_assert_eq!(&state(&store), &model);
             drop(watch);
-            let shared = Arc::downgrade(&store.shared);
+            let memory = Arc::downgrade(&store.memory);
             drop(store);
-            while shared.strong_count() > 0 {
+            while memory.strong_count() > 0 {
                 thread::yield_now(); // The writer closes the file.
             }
             let store = Embedded::open(&file, index).unwrap();
@@ -511,9 +466,9 @@ mod tests {
         let store = Embedded::open(&file, index).unwrap();
         commit(&store, vec![put("a", Expect::Absent, 1)]).unwrap();
         commit(&store, vec![put("b", Expect::Absent, 1)]).unwrap();
-        let shared = Arc::downgrade(&store.shared);
+        let memory = Arc::downgrade(&store.memory);
         drop(store);
-        while shared.strong_count() > 0 {
+        while memory.strong_count() > 0 {
             thread::yield_now();
         }
         let store = Embedded::open(&file, index).unwrap();

@@ -205,7 +205,18 @@ impl Watch {
         let start = inner
             .ring
             .partition_point(|event| event.revision() <= self.cursor);
-        let batch: WatchBatch = inner.ring.iter().skip(start).take(BATCH).cloned().collect();
+        let mut batch: WatchBatch = Vec::new();
+        for event in inner.ring.iter().skip(start) {
+            // The cursor is a revision, so the changes of one must not be parted.
+            let is_full = batch.len() >= BATCH
+                && batch
+                    .last()
+                    .is_some_and(|last| last.revision() < event.revision());
+            if is_full {
+                break;
+            }
+            batch.push(Arc::clone(event));
+        }
         if let Some(last) = batch.last() {
             self.cursor = last.revision();
         }
