@@ -16,9 +16,11 @@ pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
 pub mod pod;
+pub(crate) mod pod_control;
 pub mod pod_gc;
 pub mod replication;
 pub mod service_account;
+pub mod share;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use kube::api::{Patch, PatchParams};
 use kube::core::{Selector, SelectorExt};
 use kube::{Api, Resource};
@@ -12,7 +12,7 @@ use serde_json::json;
 use tracing::{debug, info};
 
 use super::{ControllerError, is_not_found};
-use crate::informer::{Cached, Store};
+use crate::informer::{Cached, Change, ObjectKey, Store, controller_of};
 
 /// What to do with the objects around a controller.
 #[derive(Debug)]
@@ -56,6 +56,38 @@ pub(crate) fn claims<V: Cached>(
         });
     }
     out
+}
+
+/// The owners that may want to adopt what a change left, or made, without a controller.
+pub(crate) fn suitors<V: Cached, K: Cached>(
+    owners: &Store<K>,
+    change: &Change<'_, V>,
+    selector: impl Fn(&K) -> Option<Selector>,
+) -> Vec<ObjectKey> {
+    let Some(meta) = change.new.map(|object| object.metadata()) else {
+        return Vec::new();
+    };
+    let Some(labels) = meta.labels.as_ref().filter(|_| controller_of(meta).is_none()) else {
+        return Vec::new();
+    };
+    let mut owners = owners.in_namespace(meta.namespace.as_deref().unwrap_or_default());
+    owners.retain(|owner| selector(owner).is_some_and(|selector| selector.matches(labels)));
+    owners
+        .iter()
+        .map(|owner| ObjectKey::of(owner.metadata()))
+        .collect()
+}
+
+/// The selector of a workload; an empty one is refused, it would take every pod.
+pub(crate) fn strict(selector: LabelSelector) -> Result<Selector, String> {
+    let selector: Selector = selector
+        .try_into()
+        .map_err(|error| format!("spec.selector: {error}"))?;
+    if selector.selects_all() {
+        Err("spec.selector is empty".into())
+    } else {
+        Ok(selector)
+    }
 }
 
 /// The reference that makes `owner` the controller of an object.

@@ -41,31 +41,21 @@ impl Expectations {
         })
     }
 
-    /// Announces `count` creations; call it before the first request.
-    pub fn expect_creations(&self, key: &ObjectKey, count: usize, now: Instant) {
+    /// Announces creations, and deletions by uid; call it before the first request.
+    pub fn expect(
+        &self,
+        key: &ObjectKey,
+        creations: usize,
+        deletions: impl IntoIterator<Item = String>,
+        now: Instant,
+    ) {
+        let expected = Expected {
+            creations,
+            deletions: deletions.into_iter().collect(),
+            since: now,
+        };
         self.with(|all| {
-            all.insert(
-                key.clone(),
-                Expected {
-                    creations: count,
-                    deletions: HashSet::new(),
-                    since: now,
-                },
-            );
-        });
-    }
-
-    /// Announces deletions by uid; call it before the first request.
-    pub fn expect_deletions(&self, key: &ObjectKey, uids: impl IntoIterator<Item = String>, now: Instant) {
-        self.with(|all| {
-            all.insert(
-                key.clone(),
-                Expected {
-                    creations: 0,
-                    deletions: uids.into_iter().collect(),
-                    since: now,
-                },
-            );
+            all.insert(key.clone(), expected);
         });
     }
 
@@ -103,7 +93,7 @@ mod tests {
         let key = ObjectKey::new("a", "x");
         let expected = Expectations::default();
         assert!(expected.satisfied(&key, now));
-        expected.expect_creations(&key, 2, now);
+        expected.expect(&key, 2, [], now);
         assert!(!expected.satisfied(&key, now));
         expected.creation_observed(&key);
         assert!(!expected.satisfied(&key, now));
@@ -111,7 +101,7 @@ mod tests {
         expected.creation_observed(&key);
         expected.creation_observed(&key);
         assert!(expected.satisfied(&key, now));
-        expected.expect_deletions(&key, ["u1".to_owned(), "u2".to_owned()], now);
+        expected.expect(&key, 0, ["u1".to_owned(), "u2".to_owned()], now);
         expected.deletion_observed(&key, "u1");
         expected.deletion_observed(&key, "u1");
         assert!(

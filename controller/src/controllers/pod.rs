@@ -2,14 +2,23 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Pod, PodCondition, Toleration};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodSpec, PodStatus, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 
-use crate::informer::{Cached, IndexKey, default_index_keys, slim};
+use crate::informer::{Cached, IndexKey, controller_of, default_index_keys, slim};
 
 /// Annotation that says how dear a pod is when a replica set shrinks.
 pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+/// Annotation and label: which of an Indexed Job's indexes a pod works on.
+pub const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
+/// Annotation: how often the pod's index had failed before.
+pub const INDEX_FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
+/// Annotation: how many failures of the pod's index were not held against it.
+pub const INDEX_IGNORED: &str = "batch.kubernetes.io/job-index-ignored-failure-count";
+
+/// The annotations that controllers read.
+const READ: &[&str] = &[DELETION_COST, COMPLETION_INDEX, INDEX_FAILURES, INDEX_IGNORED];
 
 /// `status.phase`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord, Hash)]
@@ -39,6 +48,75 @@ impl Phase {
     }
 }
 
+/// How a pod ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct End {
+    /// When its last container stopped.
+    pub at: Option<Timestamp>,
+    /// Containers that ended, with their exit codes.
+    pub exits: Vec<(Box<str>, i32)>,
+    /// Conditions, as type and status.
+    pub conditions: Vec<(Box<str>, Box<str>)>,
+}
+
+impl End {
+    fn of(meta: &ObjectMeta, status: &PodStatus) -> Option<Box<Self>> {
+        let finished = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        if !finished || controller_of(meta).is_none_or(|owner| owner.kind != "Job") {
+            return None;
+        }
+        let containers = status
+            .container_statuses
+            .iter()
+            .chain(&status.init_container_statuses);
+        let ends: Vec<_> = containers
+            .flatten()
+            .filter_map(|container| Some((&container.name, container.state.as_ref()?.terminated.as_ref()?)))
+            .collect();
+        let conditions = status.conditions.as_deref().unwrap_or_default();
+        let unready = conditions
+            .iter()
+            .find(|condition| condition.type_ == "Ready" && condition.status != "True")
+            .and_then(|condition| condition.last_transition_time.as_ref());
+        let last = ends
+            .iter()
+            .filter_map(|(_, end)| end.finished_at.as_ref().map(|time| time.0))
+            .max();
+        Some(Box::new(End {
+            at: last.or(unready.map(|time| time.0)),
+            exits: ends
+                .iter()
+                .map(|(name, end)| (name.as_str().into(), end.exit_code))
+                .collect(),
+            conditions: conditions
+                .iter()
+                .map(|condition| (condition.type_.as_str().into(), condition.status.as_str().into()))
+                .collect(),
+        }))
+    }
+}
+
+/// The node that a required affinity to a name pins a pod to: DaemonSets place their pods so.
+fn pinned(spec: &PodSpec) -> Option<Arc<str>> {
+    let required = spec
+        .affinity
+        .as_ref()?
+        .node_affinity
+        .as_ref()?
+        .required_during_scheduling_ignored_during_execution
+        .as_ref()?;
+    let [term] = required.node_selector_terms.as_slice() else {
+        return None;
+    };
+    let [field] = term.match_fields.as_deref()? else {
+        return None;
+    };
+    match field.values.as_deref()? {
+        [node] if field.key == "metadata.name" && field.operator == "In" => Some(node.as_str().into()),
+        _ => None,
+    }
+}
+
 /// A projection of a pod.
 #[derive(Debug, Clone, Default)]
 pub struct PodView {
@@ -54,6 +132,12 @@ pub struct PodView {
     pub ready_changed: Option<Timestamp>,
     /// The highest restart count of its containers.
     pub restarts: i32,
+    /// The restarts of all its containers together.
+    pub total_restarts: i32,
+    /// The one node on which it may run, while it is not bound.
+    pub pinned: Option<Arc<str>>,
+    /// How it ended; kept of the pods of Jobs alone.
+    pub end: Option<Box<End>>,
     /// Tolerations that matter for NoExecute taints.
     pub tolerations: Vec<Toleration>,
     /// Whether it shares the node's network.
@@ -67,12 +151,13 @@ impl From<Pod> for PodView {
         let mut metadata = pod.metadata;
         slim(&mut metadata);
         metadata.annotations = metadata.annotations.map(|mut all| {
-            all.retain(|key, _| key == DELETION_COST);
+            all.retain(|key, _| READ.contains(&key.as_str()));
             all
         });
         let spec = pod.spec.unwrap_or_default();
         let status = pod.status.unwrap_or_default();
         let ready = status.conditions.iter().flatten().find(|c| c.type_ == "Ready");
+        let pinned = pinned(&spec).filter(|_| spec.node_name.as_deref().is_none_or(str::is_empty));
         let mut tolerations = spec.tolerations.unwrap_or_default();
         tolerations.retain(|t| {
             t.effect
@@ -80,18 +165,30 @@ impl From<Pod> for PodView {
                 .is_none_or(|e| e.is_empty() || e == "NoExecute")
         });
         tolerations.shrink_to_fit();
-        PodView {
-            node: spec.node_name.filter(|n| !n.is_empty()).map(Into::into),
-            phase: Phase::parse(status.phase.as_deref()),
-            ready: ready.is_some_and(|c: &PodCondition| c.status == "True"),
-            ready_changed: ready.and_then(|c| c.last_transition_time.as_ref()).map(|t| t.0),
-            restarts: status
+        let restarts = || {
+            status
                 .container_statuses
                 .iter()
                 .flatten()
                 .map(|c| c.restart_count)
-                .max()
-                .unwrap_or_default(),
+        };
+        let init_restarts = || {
+            status
+                .init_container_statuses
+                .iter()
+                .flatten()
+                .map(|c| c.restart_count)
+        };
+        let end = End::of(&metadata, &status);
+        PodView {
+            end,
+            pinned,
+            total_restarts: restarts().chain(init_restarts()).sum(),
+            restarts: restarts().max().unwrap_or_default(),
+            node: spec.node_name.filter(|n| !n.is_empty()).map(Into::into),
+            phase: Phase::parse(status.phase.as_deref()),
+            ready: ready.is_some_and(|c: &PodCondition| c.status == "True"),
+            ready_changed: ready.and_then(|c| c.last_transition_time.as_ref()).map(|t| t.0),
             tolerations,
             host_network: spec.host_network.unwrap_or_default(),
             ips: status
@@ -133,6 +230,16 @@ impl PodView {
     /// Its uid.
     pub fn uid(&self) -> &str {
         self.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    /// The node it runs on or is meant for.
+    pub fn target(&self) -> Option<&str> {
+        self.node.as_deref().or(self.pinned.as_deref())
+    }
+
+    /// The value of a label.
+    pub fn label(&self, name: &str) -> Option<&str> {
+        self.metadata.labels.as_ref()?.get(name).map(String::as_str)
     }
 
     /// Whether it is being deleted.

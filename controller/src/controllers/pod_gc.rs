@@ -14,7 +14,7 @@ use tracing::{debug, info};
 
 use super::node_lifecycle::UNREACHABLE;
 use super::pod::PodView;
-use super::replication::delete_pod;
+use super::pod_control::delete_pod;
 use super::{Context, chain, is_not_found};
 use crate::informer::{IndexKey, ObjectKey};
 

@@ -3,6 +3,8 @@
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::Timestamp;
 
+use crate::controllers::share::{Round, share};
+
 /// A replica set as far as sizes go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SetView {
@@ -34,8 +36,9 @@ pub struct Limits {
 impl Limits {
     /// Resolves percentages: surge is rounded up and unavailable down; both zero would block, so one may be missing then.
     pub fn rolling(replicas: i32, surge: Option<&IntOrString>, unavailable: Option<&IntOrString>) -> Self {
-        let surge = resolve(surge, replicas, true);
-        let mut unavailable = resolve(unavailable, replicas, false);
+        let quarter = IntOrString::String("25%".into());
+        let surge = share(surge.unwrap_or(&quarter), replicas, Round::Up);
+        let mut unavailable = share(unavailable.unwrap_or(&quarter), replicas, Round::Down);
         if surge == 0 && unavailable == 0 {
             unavailable = 1;
         }
@@ -64,28 +67,6 @@ impl Limits {
     pub fn max_total(&self) -> i32 {
         self.replicas + self.surge
     }
-}
-
-/// A number, or a percentage of `total`; 25 % if absent.
-fn resolve(value: Option<&IntOrString>, total: i32, round_up: bool) -> i32 {
-    let percent = |percent: i64| {
-        let product = i64::from(total) * percent;
-        let rounded = if round_up {
-            (product + 99).div_euclid(100)
-        } else {
-            product.div_euclid(100)
-        };
-        i32::try_from(rounded).unwrap_or(i32::MAX)
-    };
-    let resolved = match value {
-        None => percent(25),
-        Some(IntOrString::Int(number)) => *number,
-        Some(IntOrString::String(text)) => match text.strip_suffix('%') {
-            Some(number) => number.parse().map_or(0, percent),
-            None => text.parse().unwrap_or(0),
-        },
-    };
-    resolved.max(0)
 }
 
 fn total(sets: &[SetView]) -> i32 {
@@ -159,7 +140,7 @@ pub fn proportional(limits: Limits, status_replicas: i32, sets: &[SetView]) -> V
         if to_add == 0 || to_add == added {
             break;
         }
-        let share = share(limits, status_replicas, &sets[at]);
+        let share = growth(limits, status_replicas, &sets[at]);
         let left = to_add - added;
         let part = if to_add > 0 {
             share.min(left)
@@ -175,7 +156,7 @@ pub fn proportional(limits: Limits, status_replicas: i32, sets: &[SetView]) -> V
     sizes
 }
 
-fn share(limits: Limits, status_replicas: i32, set: &SetView) -> i32 {
+fn growth(limits: Limits, status_replicas: i32, set: &SetView) -> i32 {
     if limits.replicas == 0 {
         return -set.replicas;
     }

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::decide::{Failure, ReplicaStatus};
+use crate::controllers::claim::strict;
 use crate::informer::Cached;
 
 /// A kind that keeps a number of pods.
@@ -49,19 +50,8 @@ impl Replicated for ReplicaSet {
     }
 
     fn selector(&self) -> Result<Selector, String> {
-        let selector = self
-            .spec
-            .as_ref()
-            .map(|spec| spec.selector.clone())
-            .unwrap_or_default();
-        let selector: Selector = selector
-            .try_into()
-            .map_err(|error| format!("spec.selector: {error}"))?;
-        if selector.selects_all() {
-            Err("spec.selector is empty".into())
-        } else {
-            Ok(selector)
-        }
+        let spec = self.spec.as_ref();
+        strict(spec.map(|spec| spec.selector.clone()).unwrap_or_default())
     }
 
     fn template(&self) -> Option<&PodTemplateSpec> {

@@ -1,0 +1,253 @@
+//! Makes and deletes the pods of a controller: in batches, with events, and with a note of what has not been seen yet.
+
+use std::sync::Arc;
+
+use futures::{StreamExt, stream};
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::{Api, Resource};
+use tracing::debug;
+
+use super::events::Kind;
+use super::expectations::Expectations;
+use super::pod::PodView;
+use super::{Context, ControllerError, is_not_found};
+use crate::informer::{Change, ObjectKey, controller_of};
+
+/// The hand of one controller object on its pods. Who counts pods announces to [`Expectations`] what it is about to do.
+pub(crate) struct PodControl<'a, K> {
+    pub(crate) context: &'a Context,
+    pub(crate) owner: &'a K,
+    pub(crate) key: &'a ObjectKey,
+    pub(crate) expectations: &'a Expectations,
+    pub(crate) api: Api<Pod>,
+}
+
+impl<K: Resource<DynamicType = ()>> PodControl<'_, K> {
+    /// Makes `count` pods, a few at first and then ever more at a time; what fails stops it.
+    pub(crate) async fn create(
+        &self,
+        count: usize,
+        make: impl Fn(usize) -> Pod,
+    ) -> Result<(), ControllerError> {
+        let recorder = &self.context.recorder;
+        let done = slow_start(count, self.context.config.batch_concurrency, |at| {
+            let pod = make(at);
+            async move {
+                let result = self.api.create(&PostParams::default(), &pod).await;
+                match &result {
+                    Ok(made) => {
+                        let name = made.metadata.name.as_deref().unwrap_or_default();
+                        let message = format!("Created pod: {name}");
+                        recorder.event(self.owner, Kind::Normal, "SuccessfulCreate", message);
+                    }
+                    Err(error) => {
+                        self.expectations.creation_observed(self.key);
+                        if !is_terminating_namespace(error) {
+                            let message = format!("Error creating: {error}");
+                            recorder.event(self.owner, Kind::Warning, "FailedCreate", message);
+                        }
+                    }
+                }
+                let what = || format!("a pod of {}", self.key);
+                result
+                    .map(|_| ())
+                    .map_err(|error| ControllerError::api("create", what())(error))
+            }
+        })
+        .await;
+        // Those that were not even tried will not be seen.
+        for _ in done.tried..count {
+            self.expectations.creation_observed(self.key);
+        }
+        debug!(tried = done.tried, failed = done.failed, "pods created");
+        match done.first_error {
+            Some(ControllerError::Api { source, .. }) if is_terminating_namespace(&source) => Ok(()),
+            Some(source) => Err(ControllerError::Batch {
+                failed: done.failed,
+                tried: done.tried,
+                source: Box::new(source),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Deletes exactly these pods.
+    pub(crate) async fn delete(&self, victims: &[Arc<PodView>]) -> Result<(), ControllerError> {
+        let recorder = &self.context.recorder;
+        let results: Vec<Result<(), ControllerError>> = stream::iter(victims.to_vec())
+            .map(|pod: Arc<PodView>| async move {
+                let result = delete_pod(&self.api, &pod, None).await;
+                match &result {
+                    Ok(()) => {
+                        let message = format!("Deleted pod: {}", pod.name());
+                        recorder.event(self.owner, Kind::Normal, "SuccessfulDelete", message);
+                    }
+                    Err(error) => {
+                        self.expectations.deletion_observed(self.key, pod.uid());
+                        let message = format!("Error deleting: {error}");
+                        recorder.event(self.owner, Kind::Warning, "FailedDelete", message);
+                    }
+                }
+                result
+            })
+            .buffer_unordered(self.context.config.batch_concurrency)
+            .collect()
+            .await;
+        let (tried, mut errors) = (results.len(), results.into_iter().filter_map(Result::err));
+        match errors.next() {
+            None => Ok(()),
+            Some(first) => Err(ControllerError::Batch {
+                failed: errors.count() + 1,
+                tried,
+                source: Box::new(first),
+            }),
+        }
+    }
+}
+
+/// A pod made from a template.
+pub(crate) fn pod_of(
+    template: &PodTemplateSpec,
+    namespace: &str,
+    prefix: &str,
+    owner: OwnerReference,
+) -> Pod {
+    let meta = template.metadata.clone().unwrap_or_default();
+    Pod {
+        metadata: ObjectMeta {
+            generate_name: Some(prefix.to_owned()),
+            namespace: Some(namespace.to_owned()),
+            labels: meta.labels,
+            annotations: meta.annotations,
+            finalizers: meta.finalizers,
+            owner_references: Some(vec![owner]),
+            ..ObjectMeta::default()
+        },
+        spec: template.spec.clone(),
+        status: None,
+    }
+}
+
+/// Deletes exactly this pod, not a new one of its name. One that is gone already is a success.
+pub(crate) async fn delete_pod(
+    api: &Api<Pod>,
+    pod: &PodView,
+    grace: Option<u32>,
+) -> Result<(), ControllerError> {
+    let params = DeleteParams {
+        grace_period_seconds: grace,
+        preconditions: Some(Preconditions {
+            uid: pod.metadata.uid.clone(),
+            resource_version: None,
+        }),
+        ..DeleteParams::default()
+    };
+    match api.delete(pod.name(), &params).await {
+        Ok(_) => Ok(()),
+        Err(error) if is_not_found(&error) => Ok(()),
+        Err(error) => Err(ControllerError::api("delete", format!("pod {}", pod.name()))(
+            error,
+        )),
+    }
+}
+
+/// Whether nothing can be created any more because the namespace is being emptied.
+pub(crate) fn is_terminating_namespace(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 403 && status.message.contains("being terminated"))
+}
+
+/// The controller of a pod, if it is of this kind.
+pub(crate) fn owner_key(pod: &PodView, kind: &str) -> Option<ObjectKey> {
+    let owner = controller_of(&pod.metadata).filter(|owner| owner.kind == kind)?;
+    Some(ObjectKey::new(pod.namespace(), &owner.name))
+}
+
+/// Notes which expectations of owners of this kind a change fulfils; returns the owner before and after.
+pub(crate) fn observe(
+    expectations: &Expectations,
+    kind: &str,
+    change: &Change<'_, PodView>,
+) -> [Option<ObjectKey>; 2] {
+    let (old, new) = (change.old.map(|pod| &**pod), change.new.map(|pod| &**pod));
+    let before = old.and_then(|pod| owner_key(pod, kind));
+    let after = new.and_then(|pod| owner_key(pod, kind));
+    if let Some(key) = &after
+        && before.as_ref() != Some(key)
+    {
+        expectations.creation_observed(key);
+    }
+    if let Some(key) = &before
+        && after.as_ref() != Some(key)
+    {
+        expectations.deletion_observed(key, old.map(PodView::uid).unwrap_or_default());
+    }
+    if let Some(key) = &after
+        && let Some(pod) = new.filter(|pod| pod.is_terminating())
+    {
+        expectations.deletion_observed(key, pod.uid());
+    }
+    [before, after]
+}
+
+/// What became of a batch.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) tried: usize,
+    pub(crate) failed: usize,
+    pub(crate) first_error: Option<ControllerError>,
+}
+
+/// Calls `act` with 0, 1, 2 … up to `count` times, in batches of 1, 2, 4 …; stops after a batch in which one failed, so that
+/// what cannot work is not tried hundreds of times.
+pub(crate) async fn slow_start<F>(count: usize, concurrency: usize, act: impl Fn(usize) -> F) -> Batch
+where
+    F: Future<Output = Result<(), ControllerError>>,
+{
+    let mut batch = Batch::default();
+    let mut size = 1;
+    while batch.tried < count && batch.failed == 0 {
+        let now = size.min(count - batch.tried);
+        let results: Vec<_> = stream::iter(batch.tried..batch.tried + now)
+            .map(&act)
+            .buffer_unordered(concurrency)
+            .collect()
+            .await;
+        batch.tried += now;
+        for error in results.into_iter().filter_map(Result::err) {
+            batch.failed += 1;
+            batch.first_error.get_or_insert(error);
+        }
+        size *= 2;
+    }
+    batch
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn slow_start_stops_at_the_first_bad_batch() {
+        let calls = AtomicUsize::new(0);
+        let batch = slow_start(100, 8, |at| {
+            calls.fetch_add(1, Ordering::Relaxed);
+            async move {
+                if at == 4 {
+                    return Err(ControllerError::Config("no".into()));
+                }
+                Ok(())
+            }
+        })
+        .await;
+        assert_eq!((batch.tried, batch.failed), (7, 1), "1 + 2 + 4");
+        assert_eq!(calls.load(Ordering::Relaxed), 7);
+        assert!(batch.first_error.is_some());
+        let batch = slow_start(10, 8, |_| async { Ok(()) }).await;
+        assert_eq!((batch.tried, batch.failed), (10, 0));
+        assert_eq!(slow_start(0, 8, |_| async { Ok(()) }).await.tried, 0);
+    }
+}
