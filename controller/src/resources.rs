@@ -3,11 +3,21 @@
 
 mod apps;
 mod authentication;
+mod autoscaling;
+mod batch;
 mod certificates;
 mod coordination;
 mod core;
+mod discovery;
 mod events;
+mod metrics;
+mod networking;
+mod node;
+mod policy;
 mod printing;
+mod rbac;
+mod scheduling;
+mod storage;
 mod validation;
 
 use std::collections::HashMap;
@@ -56,6 +66,14 @@ pub(crate) const fn wide(name: &'static str) -> Column {
 pub(crate) const fn number(name: &'static str) -> Column {
     Column {
         kind: "integer",
+        ..text(name)
+    }
+}
+
+/// A column of yes and no that is always shown.
+pub(crate) const fn boolean(name: &'static str) -> Column {
+    Column {
+        kind: "boolean",
         ..text(name)
     }
 }
@@ -254,7 +272,7 @@ const STORED: &[&str] = &[
 const ASKED: &[&str] = &["create"];
 
 /// The columns of a kind without a printer.
-const PLAIN_COLUMNS: &[Column] = &[
+pub(crate) const PLAIN_COLUMNS: &[Column] = &[
     NAME,
     Column {
         kind: "date",
@@ -312,8 +330,18 @@ static GROUPS: &[&[Resource]] = &[
     apps::RESOURCES,
     events::RESOURCES,
     authentication::RESOURCES,
+    autoscaling::RESOURCES,
+    batch::RESOURCES,
     certificates::RESOURCES,
+    networking::RESOURCES,
+    policy::RESOURCES,
+    rbac::RESOURCES,
+    storage::RESOURCES,
+    scheduling::RESOURCES,
     coordination::RESOURCES,
+    node::RESOURCES,
+    discovery::RESOURCES,
+    metrics::RESOURCES,
 ];
 
 static BY_PATH: LazyLock<HashMap<(&str, &str, &str), &'static Resource>> = LazyLock::new(|| {

@@ -35,6 +35,51 @@ pub(super) static RESOURCES: &[Resource] = &[
         )
     },
     Resource {
+        short_names: &["ds"],
+        categories: &["all"],
+        subresources: &[Status],
+        generation: true,
+        columns: &[
+            NAME,
+            number("Desired"),
+            number("Current"),
+            number("Ready"),
+            number("Up-to-date"),
+            number("Available"),
+            text("Node Selector"),
+            text("Age"),
+            wide("Containers"),
+            wide("Images"),
+            wide("Selector"),
+        ],
+        cells: |set, now| {
+            let (spec, status) = (&set["spec"], &set["status"]);
+            let [names, images] = printing::containers(&spec["template"]["spec"]);
+            let nodes = printing::labels(&spec["template"]["spec"]["nodeSelector"]).join(",");
+            vec![
+                set["metadata"]["name"].clone(),
+                printing::count(&status["desiredNumberScheduled"]),
+                printing::count(&status["currentNumberScheduled"]),
+                printing::count(&status["numberReady"]),
+                printing::count(&status["updatedNumberScheduled"]),
+                printing::count(&status["numberAvailable"]),
+                printing::none_if_empty(nodes),
+                printing::age(set, now),
+                names,
+                images,
+                printing::selector(&spec["selector"]),
+            ]
+        },
+        validate: workload,
+        ..row(
+            "apps",
+            "v1",
+            "DaemonSet",
+            ("daemonsets", "daemonset"),
+            "apps/daemonsets",
+        )
+    },
+    Resource {
         short_names: &["deploy"],
         categories: &["all"],
         subresources: &[Scale, Status],
@@ -97,6 +142,40 @@ pub(super) static RESOURCES: &[Resource] = &[
             "ReplicaSet",
             ("replicasets", "replicaset"),
             "apps/replicasets",
+        )
+    },
+    Resource {
+        short_names: &["sts"],
+        categories: &["all"],
+        subresources: &[Scale, Status],
+        generation: true,
+        columns: &[
+            NAME,
+            text("Ready"),
+            text("Age"),
+            wide("Containers"),
+            wide("Images"),
+        ],
+        cells: |set, now| {
+            let (spec, status) = (&set["spec"], &set["status"]);
+            let ready = status["readyReplicas"].as_i64().unwrap_or_default();
+            let wanted = spec["replicas"].as_i64().unwrap_or_default();
+            let [names, images] = printing::containers(&spec["template"]["spec"]);
+            vec![
+                set["metadata"]["name"].clone(),
+                format!("{ready}/{wanted}").into(),
+                printing::age(set, now),
+                names,
+                images,
+            ]
+        },
+        validate: workload,
+        ..row(
+            "apps",
+            "v1",
+            "StatefulSet",
+            ("statefulsets", "statefulset"),
+            "apps/statefulsets",
         )
     },
 ];

@@ -2,6 +2,9 @@
 
 mod node;
 mod pod;
+mod quota;
+mod service;
+mod volume;
 
 use serde_json::{Value, json};
 
@@ -38,7 +41,9 @@ pub(super) static RESOURCES: &[Resource] = &[
         },
         ..row("", "v1", "ConfigMap", ("configmaps", "configmap"), "configmaps")
     },
+    service::ENDPOINTS,
     events::CORE,
+    quota::LIMIT_RANGE,
     Resource {
         short_names: &["ns"],
         namespaced: false,
@@ -93,6 +98,8 @@ pub(super) static RESOURCES: &[Resource] = &[
         validate: node::validate,
         ..row("", "v1", "Node", ("nodes", "node"), "nodes")
     },
+    volume::PERSISTENT_VOLUME_CLAIM,
+    volume::PERSISTENT_VOLUME,
     Resource {
         short_names: &["po"],
         categories: &["all"],
@@ -193,6 +200,7 @@ pub(super) static RESOURCES: &[Resource] = &[
             "replicationcontrollers",
         )
     },
+    quota::RESOURCE_QUOTA,
     Resource {
         fields: &[field("type")],
         columns: &[NAME, text("Type"), number("Data"), text("Age")],
@@ -235,6 +243,7 @@ pub(super) static RESOURCES: &[Resource] = &[
             "serviceaccounts",
         )
     },
+    service::SERVICE,
 ];
 
 fn size(map: &Value) -> usize {

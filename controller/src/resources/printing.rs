@@ -78,6 +78,29 @@ pub(super) fn selector(selector: &Value) -> Value {
     none_if_empty(terms.join(","))
 }
 
+/// The first three of a list, and how many more there are.
+pub(super) fn first_three(texts: impl Iterator<Item = String>) -> String {
+    let texts: Vec<_> = texts.collect();
+    let shown = texts[..texts.len().min(3)].join(",");
+    match texts.len().saturating_sub(3) {
+        0 => shown,
+        more => format!("{shown} + {more} more..."),
+    }
+}
+
+/// Where a load balancer is reached: addresses and names, sorted.
+pub(super) fn balancer(status: &Value) -> String {
+    let entries = status["ingress"].as_array().into_iter().flatten();
+    let places: std::collections::BTreeSet<_> = entries
+        .filter_map(|entry| {
+            [&entry["ip"], &entry["hostname"]]
+                .into_iter()
+                .find_map(|place| place.as_str())
+        })
+        .collect();
+    places.into_iter().collect::<Vec<_>>().join(",")
+}
+
 /// Labels as `a=b` terms.
 pub(super) fn labels(labels: &Value) -> Vec<String> {
     let labels = labels.as_object().into_iter().flatten();
