@@ -8,6 +8,7 @@
 pub mod attach;
 pub mod case;
 pub mod cni;
+pub mod control;
 pub mod load;
 pub mod net;
 pub mod peers;

@@ -24,6 +24,7 @@ pub mod plugin;
 pub mod pods;
 pub mod probe;
 pub mod process;
+pub mod simulated;
 pub mod wait;
 
 pub use cluster::{Cluster, ClusterOptions};

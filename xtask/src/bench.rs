@@ -10,7 +10,7 @@ use crate::{setup, test, toolchain, workspace};
 /// Arguments of `cargo xtask bench`; all of them go to the benchmarks themselves.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Arguments for `weft-bench`: `net` or `cni`, then its options.
+    /// Arguments for `weft-bench`: `net`, `cni` or `control`, then its options.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     bench: Vec<String>,
 }

@@ -34,7 +34,7 @@ enum Command {
     Demo(demo::Args),
     /// Runs every check and test; the last line says how many passed and failed.
     Test(test::Args),
-    /// Runs the benchmarks (`net`, `cni`) beside what people use today.
+    /// Runs the benchmarks (`net`, `cni`, `control`) beside what people use today.
     Bench(bench::Args),
     /// Sets up what compiles BPF programs, where it is missing.
     Toolchain,

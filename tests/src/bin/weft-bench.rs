@@ -1,14 +1,14 @@
 //! `weft-bench`: what `cargo xtask bench` becomes once everything is built.
 
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use weft_lab::bench::case::Case;
 use weft_lab::bench::load::Measure;
 use weft_lab::bench::report::{Row, table};
-use weft_lab::bench::{attach, cni, net};
+use weft_lab::bench::{attach, cni, control, net};
 use weft_lab::node::Encap;
 
 #[derive(Parser)]
@@ -24,6 +24,8 @@ enum Bench {
     Net(NetArgs),
     /// Attaching and detaching: Weft and Debian's bridge and ptp plugins
     Cni(CniArgs),
+    /// The control plane at scale: pods a second, API load, watch delay, memory, start-up; figures of Kubernetes are recorded
+    Control(ControlArgs),
     /// The part of `cni` that runs on a node
     #[command(hide = true)]
     AttachLoop,
@@ -73,6 +75,28 @@ struct CniArgs {
     /// Attachments at once
     #[arg(long, default_value_t = 20)]
     parallel: usize,
+}
+
+#[derive(clap::Args)]
+struct ControlArgs {
+    /// A table for people, or one JSON object a line
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    /// How many rounds; what is reported are medians over them
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Only cases whose names contain one of these
+    #[arg(long, value_delimiter = ',')]
+    cases: Vec<String>,
+    /// The length of one sample of load in seconds
+    #[arg(long, default_value_t = 3.0)]
+    secs: f64,
+    /// Nodes of the full cluster
+    #[arg(long, default_value_t = 1000)]
+    nodes: usize,
+    /// Pods of the full cluster
+    #[arg(long, default_value_t = 30_000)]
+    pods: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -137,6 +161,18 @@ fn run(bench: Bench) -> Result<()> {
             };
             let rows = cni::run(&options, progress)?;
             print("cni", &rows, &cni::PEERS, args.common.output);
+            Ok(())
+        }
+        Bench::Control(args) => {
+            let options = control::Options {
+                rounds: args.rounds,
+                filters: args.cases,
+                length: Duration::from_secs_f64(args.secs),
+                nodes: args.nodes,
+                pods: args.pods,
+            };
+            let rows = control::run(&options, progress)?;
+            print("control", &rows, &control::PEERS, args.output);
             Ok(())
         }
     }

@@ -20,6 +20,8 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use weft_controller::controllers::ControllersConfig;
+use weft_lab::simulated;
+pub(crate) use weft_lab::simulated::{deployment, pod_template};
 
 pub(crate) const DEADLINE: Duration = Duration::from_mins(1);
 
@@ -329,9 +331,7 @@ impl World {
                         .collect()
                 };
                 for name in alive {
-                    let now = jiff::Timestamp::now().to_string();
-                    let lease = json!({ "metadata": { "name": name, "namespace": "kube-node-lease" },
-                        "spec": { "holderIdentity": name, "renewTime": format!("{:.26}Z", now.trim_end_matches('Z')) } });
+                    let lease = simulated::lease(&name, &format!("{:.6}", jiff::Timestamp::now()));
                     let patch = Patch::Merge(json!({ "spec": lease["spec"] }));
                     if leases
                         .patch(&name, &PatchParams::default(), &patch)
@@ -407,20 +407,11 @@ async fn client(dir: &Path) -> Result<Client> {
 }
 
 fn node(name: &str) -> Node {
-    serde_json::from_value(json!({
-        "metadata": { "name": name, "labels": { "kubernetes.io/hostname": name } },
-    }))
-    .unwrap()
+    serde_json::from_value(simulated::node(name)).unwrap()
 }
 
 fn node_status(ready: &str) -> Value {
-    let now = jiff::Timestamp::now();
-    json!({
-        "capacity": { "cpu": "8", "memory": "32Gi", "pods": "110" },
-        "allocatable": { "cpu": "8", "memory": "32Gi", "pods": "110" },
-        "conditions": [{ "type": "Ready", "status": ready, "reason": "AgentReady",
-            "lastHeartbeatTime": format!("{now:.0}"), "lastTransitionTime": format!("{now:.0}") }],
-    })
+    simulated::node_status(ready, &format!("{:.0}", jiff::Timestamp::now()))
 }
 
 async fn run_pod(client: &Client, pod: &Pod) {
@@ -439,13 +430,8 @@ async fn run_pod(client: &Client, pod: &Pod) {
         );
         let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
         let now = format!("{:.0}", jiff::Timestamp::now());
-        let status = json!({ "metadata": { "uid": pod.metadata.uid }, "status": {
-            "phase": "Running", "podIP": "10.244.0.9", "podIPs": [{ "ip": "10.244.0.9" }], "startTime": now,
-            "conditions": [
-                { "type": "PodScheduled", "status": "True", "lastTransitionTime": now },
-                { "type": "Ready", "status": "True", "lastTransitionTime": now },
-            ],
-        } });
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let status = simulated::running(uid, "10.244.0.9", &now);
         let _ = api
             .patch_status(name, &PatchParams::default(), &Patch::Merge(status))
             .await;
@@ -499,23 +485,4 @@ where
         }
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
-}
-
-/// A Deployment of pods that ask for little.
-pub(crate) fn deployment(name: &str, replicas: i32, image: &str) -> Value {
-    json!({
-        "metadata": { "name": name },
-        "spec": {
-            "replicas": replicas,
-            "selector": { "matchLabels": { "app": name } },
-            "template": pod_template(name, image),
-        },
-    })
-}
-
-pub(crate) fn pod_template(app: &str, image: &str) -> Value {
-    json!({
-        "metadata": { "labels": { "app": app } },
-        "spec": { "containers": [{ "name": "c", "image": image, "resources": { "requests": { "cpu": "10m" } } }] },
-    })
 }
