@@ -8,6 +8,7 @@ use clap::Args as ClapArgs;
 use ipnetwork::IpNetwork;
 
 use crate::controllers::ControllersConfig;
+use crate::store::etcd;
 
 /// The command line of `weft controller`.
 #[derive(ClapArgs, Clone, Debug)]
@@ -53,6 +54,22 @@ pub struct Args {
     /// After how long pods evicted from a silent node are deleted without its word; default: never.
     #[arg(long, value_parser = duration)]
     pub unreachable_force_delete_after: Option<Duration>,
+    /// Where to keep objects: etcd://HOST:PORT[,HOST:PORT…] for several controllers that share an etcd cluster; by default a
+    /// file in the data directory. Controllers that share a store need the same `pki` directory in their data directories.
+    #[arg(long, env = "WEFT_STORE", value_parser = etcd_addresses)]
+    pub store: Option<EtcdAddresses>,
+    /// What all our keys in etcd begin with.
+    #[arg(long, default_value = "/weft", value_parser = etcd_prefix)]
+    pub etcd_prefix: String,
+    /// Certificate authority of the etcd servers, PEM; with it the connection is TLS.
+    #[arg(long)]
+    pub etcd_cafile: Option<PathBuf>,
+    /// Client certificate for etcd, PEM.
+    #[arg(long, requires_all = ["etcd_keyfile", "etcd_cafile"])]
+    pub etcd_certfile: Option<PathBuf>,
+    /// Its key, PEM.
+    #[arg(long, requires = "etcd_certfile")]
+    pub etcd_keyfile: Option<PathBuf>,
     /// Serve the API alone, without controllers and scheduler.
     #[arg(long)]
     pub api_only: bool,
@@ -60,6 +77,10 @@ pub struct Args {
     #[arg(long)]
     pub ready_file: Option<PathBuf>,
 }
+
+/// The servers of an etcd cluster, `host:port` each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EtcdAddresses(Vec<String>);
 
 /// Why a configuration cannot work.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +117,8 @@ pub struct Config {
     pub addresses: Vec<IpAddr>,
     /// Settings of the controllers.
     pub controllers: ControllersConfig,
+    /// The etcd cluster that keeps the objects, if it is not the file in the data directory.
+    pub etcd: Option<etcd::Settings>,
     /// Whether controllers and scheduler stay off.
     pub api_only: bool,
     /// File that gets the address served on.
@@ -121,6 +144,11 @@ impl Args {
             node_monitor_grace_period,
             pod_eviction_timeout,
             unreachable_force_delete_after,
+            store,
+            etcd_prefix,
+            etcd_cafile,
+            etcd_certfile,
+            etcd_keyfile,
             api_only,
             ready_file,
         } = self;
@@ -154,6 +182,13 @@ impl Args {
             names,
             addresses: addresses.iter().filter_map(|san| san.parse().ok()).collect(),
             controllers,
+            etcd: store.map(|EtcdAddresses(addresses)| etcd::Settings {
+                addresses,
+                prefix: etcd_prefix,
+                ca_file: etcd_cafile,
+                certificate_file: etcd_certfile,
+                key_file: etcd_keyfile,
+            }),
             api_only,
             ready_file,
         })
@@ -176,6 +211,34 @@ fn reachable_address(listen: IpAddr) -> IpAddr {
 
 fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
     a.contains(b.network()) || b.contains(a.network())
+}
+
+fn etcd_addresses(text: &str) -> Result<EtcdAddresses, String> {
+    let addresses = text
+        .strip_prefix("etcd://")
+        .ok_or_else(|| format!("{text:?} does not begin with etcd://"))?;
+    let addresses: Vec<String> = addresses
+        .trim_end_matches('/')
+        .split(',')
+        .map(str::to_owned)
+        .collect();
+    match addresses.iter().find(|address| {
+        let port = address
+            .rsplit_once(':')
+            .map(|(host, port)| (host.is_empty(), port.parse::<u16>()));
+        !matches!(port, Some((false, Ok(_))))
+    }) {
+        Some(bad) => Err(format!("{bad:?} is not HOST:PORT")),
+        None => Ok(EtcdAddresses(addresses)),
+    }
+}
+
+fn etcd_prefix(text: &str) -> Result<String, String> {
+    if text.starts_with('/') && text.len() > 1 && !text.contains(':') {
+        Ok(text.trim_end_matches('/').to_owned())
+    } else {
+        Err(format!("{text:?} must begin with / and hold no colon"))
+    }
 }
 
 /// A duration as `500ms`, `40s`, `5m` or `1h`; a plain number counts seconds.
@@ -205,6 +268,20 @@ mod tests {
         assert_eq!(duration("7"), Ok(Duration::from_secs(7)));
         assert!(duration("x").is_err());
         assert!(duration("5d").is_err());
+    }
+
+    #[test]
+    fn etcd_is_addressed_by_hosts_and_ports() {
+        let addresses = |list: &[&str]| Ok(EtcdAddresses(list.iter().map(ToString::to_string).collect()));
+        assert_eq!(
+            etcd_addresses("etcd://a:2379,[::1]:2379"),
+            addresses(&["a:2379", "[::1]:2379"])
+        );
+        for bad in ["a:2379", "etcd://", "etcd://a", "etcd://:1", "etcd://a:b"] {
+            assert!(etcd_addresses(bad).is_err(), "{bad}");
+        }
+        assert!(etcd_prefix("/weft/").is_ok_and(|prefix| prefix == "/weft"));
+        assert!(etcd_prefix("/").is_err() && etcd_prefix("/a:b").is_err());
     }
 
     #[test]

@@ -8,8 +8,8 @@ pub mod api;
 pub mod auth;
 pub mod config;
 pub mod controllers;
-pub mod cron;
 pub mod informer;
+pub mod leader;
 pub mod pki;
 pub mod quantity;
 pub mod queue;
@@ -35,9 +35,10 @@ use tracing::info;
 
 pub use config::{Args, Config};
 
+use crate::leader::Election;
 use crate::pki::{Authority, PkiError};
 use crate::server::{Listener, ServerError};
-use crate::store::{Embedded, Store, StoreError};
+use crate::store::{Embedded, Etcd, Store, StoreError};
 
 /// Why the control plane cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +85,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     std::fs::create_dir_all(data_dir).map_err(failed(data_dir.clone()))?;
     let authority = Arc::new(Authority::open(&data_dir.join("pki"))?);
     let credentials = server_credentials(&config, &authority)?;
-    let store: Arc<dyn Store> = Arc::new(Embedded::open(&data_dir.join("store.redb"), resources::index)?);
+    let store: Arc<dyn Store> = match &config.etcd {
+        None => Arc::new(Embedded::open(&data_dir.join("store.redb"), resources::index)?),
+        Some(settings) => Arc::new(Etcd::open(settings, resources::index).await?),
+    };
 
     let listener = Listener::bind(config.listen, &authority, &credentials).await?;
     let port = listener.address().port();
@@ -120,7 +124,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
         Ok("expiry")
     });
     if !config.api_only {
-        spawn_control(&mut parts, &config, &client, &authority, &shutdown);
+        let election = config.etcd.is_some().then(|| Election::new(address.clone()));
+        let control = control(config.controllers.clone(), client, &authority);
+        let stop = shutdown.clone();
+        parts.spawn(async move { control.run(election, stop).await });
     }
     if let Some(path) = &config.ready_file {
         std::fs::write(path, &address).map_err(failed(path.clone()))?;
@@ -142,27 +149,62 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     result
 }
 
-fn spawn_control(
-    parts: &mut JoinSet<Result<&'static str, RunError>>,
-    config: &Config,
-    client: &Client,
-    authority: &Authority,
-    shutdown: &CancellationToken,
-) {
+/// The parts of which one may run in a cluster.
+struct Control {
+    client: Client,
+    settings: controllers::ControllersConfig,
+}
+
+fn control(settings: controllers::ControllersConfig, client: Client, authority: &Authority) -> Control {
     let settings = controllers::ControllersConfig {
         root_ca_pem: authority.certificate().to_owned(),
-        ..config.controllers.clone()
+        ..settings
     };
-    let (own, stop) = (client.clone(), shutdown.clone());
-    parts.spawn(async move {
-        controllers::run(own, settings, stop).await?;
-        Ok("controllers")
-    });
-    let (own, stop) = (client.clone(), shutdown.clone());
-    parts.spawn(async move {
-        scheduler::run(own, scheduler::SchedulerConfig::default(), stop).await?;
-        Ok("scheduler")
-    });
+    Control { client, settings }
+}
+
+impl Control {
+    /// Runs controllers and scheduler: at once, or while the election is won.
+    async fn run(
+        self,
+        election: Option<Election>,
+        shutdown: CancellationToken,
+    ) -> Result<&'static str, RunError> {
+        match election {
+            None => self.work(shutdown).await?,
+            Some(election) => {
+                leader::lead(self.client.clone(), election, shutdown, |stop| self.work(stop)).await?;
+            }
+        }
+        Ok("control")
+    }
+
+    async fn work(&self, stop: CancellationToken) -> Result<(), RunError> {
+        let controllers = async {
+            let ended = controllers::run(self.client.clone(), self.settings.clone(), stop.clone()).await;
+            ended_early(&stop, "controllers", ended.map_err(RunError::from))
+        };
+        let scheduler = async {
+            let settings = scheduler::SchedulerConfig::default();
+            let ended = scheduler::run(self.client.clone(), settings, stop.clone()).await;
+            ended_early(&stop, "scheduler", ended.map_err(RunError::from))
+        };
+        tokio::try_join!(controllers, scheduler).map(drop)
+    }
+}
+
+/// A part that ends before it is told to takes the others with it.
+fn ended_early(
+    stop: &CancellationToken,
+    part: &'static str,
+    result: Result<(), RunError>,
+) -> Result<(), RunError> {
+    result?;
+    if stop.is_cancelled() {
+        Ok(())
+    } else {
+        Err(RunError::Ended(part))
+    }
 }
 
 fn server_credentials(config: &Config, authority: &Authority) -> Result<pki::Credentials, PkiError> {

@@ -3,6 +3,7 @@
 //! Reads are served from memory and never wait for the disk; a write is acknowledged once it is durable and visible.
 
 pub mod embedded;
+pub mod etcd;
 mod history;
 mod memory;
 mod object;
@@ -12,6 +13,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 pub use embedded::Embedded;
+pub use etcd::Etcd;
 pub use history::{Event, Watch, WatchBatch};
 pub use object::{Encoded, Meta, Object};
 
@@ -88,6 +90,9 @@ pub enum StoreError {
     /// The engine failed; nothing of the transaction is visible.
     #[error("the store's engine failed: {0}")]
     Engine(Arc<redb::Error>),
+    /// etcd failed; a write may or may not have been done.
+    #[error(transparent)]
+    Etcd(Arc<etcd::EtcdError>),
     /// A stored record cannot be read.
     #[error("the record of {key:?} is damaged: {why}")]
     Damaged {

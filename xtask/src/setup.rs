@@ -2,9 +2,9 @@
 
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
-use crate::workspace::{has_program, is_root, note, run_quietly, step};
+use crate::workspace::{bin_dir, has_program, is_root, note, run_quietly, step};
 
 /// A program that must be there, and the Debian package that has it.
 #[derive(Clone, Copy)]
@@ -113,6 +113,32 @@ pub(crate) fn run(needs: &[&[Need]]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Puts a server that the tests start themselves beside their programs. It is taken out of its Debian package and not
+/// installed: the package would start it as a service.
+pub(crate) fn unpack_etcd() -> Result<()> {
+    let directory = bin_dir("debug");
+    if directory.join("etcd").exists() {
+        return Ok(());
+    }
+    note("unpacking etcd of the package etcd-server (the tests run the control plane over it)");
+    let staging = directory.join("etcd.staging");
+    std::fs::create_dir_all(&staging).context("make a directory for the package")?;
+    let download = || {
+        run_quietly(
+            Command::new("apt-get")
+                .args(["-qq", "-o", "APT::Sandbox::User=root", "download", "etcd-server"])
+                .current_dir(&staging),
+        )
+    };
+    if download().is_err() {
+        run_quietly(Command::new("apt-get").args(["-qq", "update"]))?;
+        download()?;
+    }
+    let script = "dpkg-deb --extract etcd-server_*.deb . && mv usr/bin/etcd ../etcd";
+    run_quietly(Command::new("sh").args(["-ec", script]).current_dir(&staging))?;
+    std::fs::remove_dir_all(&staging).context("remove the package")
 }
 
 fn is_there(need: &Need) -> bool {

@@ -59,6 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     check_machine()?;
     toolchain::run()?;
     setup::run(setup::TEST)?;
+    setup::unpack_etcd()?;
     let mut tally = Tally::default();
     if !args.no_lint && args.filters.is_empty() {
         lint(&mut tally);

@@ -283,6 +283,7 @@ impl From<StoreError> for ApiError {
             StoreError::Expired { .. } => Self::expired(error.to_string()),
             StoreError::Busy => Self::too_many_requests("Too many requests, please try again later.", 1),
             StoreError::Closed => Self::unavailable("the server is shutting down"),
+            StoreError::Etcd(_) => Self::unavailable(crate::controllers::chain(&error)),
             StoreError::Engine(_) | StoreError::Damaged { .. } => Self::internal(error.to_string()),
         }
     }

@@ -115,6 +115,17 @@ impl Resource {
         (inner.last, items)
     }
 
+    /// The objects as they are at `revision`; what led there is not known.
+    pub(super) fn replace(&self, objects: BTreeMap<Box<str>, Arc<Object>>, revision: Revision) {
+        *self.inner.write().unwrap_or_else(PoisonError::into_inner) = Inner {
+            objects,
+            floor: revision,
+            last: revision,
+            ..Inner::default()
+        };
+        self.changed.send_replace(revision);
+    }
+
     /// Takes in changes in the order of their revisions and wakes the watchers.
     pub(super) fn apply(&self, changes: impl IntoIterator<Item = (Box<str>, Arc<Event>)>) {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);

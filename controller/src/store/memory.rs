@@ -17,6 +17,8 @@ pub(super) type Changes = Vec<(Box<str>, Arc<Event>)>;
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     revision: AtomicU64,
+    /// Of a resource that nothing is known of, changes up to here may have been missed.
+    floor: AtomicU64,
     resources: RwLock<HashMap<Box<str>, Arc<Resource>>>,
 }
 
@@ -32,8 +34,32 @@ impl Memory {
         });
         Self {
             revision: AtomicU64::new(revision),
+            floor: AtomicU64::new(0),
             resources: RwLock::new(resources.collect()),
         }
+    }
+
+    /// The same where nothing is known of what happened before `revision`, not even of resources without objects.
+    pub(super) fn since(
+        revision: Revision,
+        resources: impl IntoIterator<Item = (Box<str>, Objects, Revision)>,
+    ) -> Self {
+        let memory = Self::new(revision, resources);
+        memory.floor.store(revision, Ordering::Release);
+        memory
+    }
+
+    /// Everything as it is at `revision`, to which the changes are not known. Watchers have to list again.
+    pub(super) fn replace(&self, mut objects: HashMap<Box<str>, Objects>, revision: Revision) {
+        self.floor.store(revision, Ordering::Release);
+        for name in objects.keys() {
+            self.resource(name);
+        }
+        let resources = self.resources.read().unwrap_or_else(PoisonError::into_inner);
+        for (name, resource) in resources.iter() {
+            resource.replace(objects.remove(name).unwrap_or_default(), revision);
+        }
+        self.revision.store(revision, Ordering::Release);
     }
 
     /// The revision up to which all changes are visible.
@@ -49,10 +75,11 @@ impl Memory {
         }
         drop(resources);
         let mut resources = self.resources.write().unwrap_or_else(PoisonError::into_inner);
+        let floor = self.floor.load(Ordering::Acquire);
         Arc::clone(
             resources
                 .entry(name.into())
-                .or_insert_with(|| Arc::new(Resource::new(Limits::of(name), BTreeMap::new(), 0))),
+                .or_insert_with(|| Arc::new(Resource::new(Limits::of(name), BTreeMap::new(), floor))),
         )
     }
 

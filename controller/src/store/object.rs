@@ -83,6 +83,33 @@ impl Encoded {
         self.text.is_empty()
     }
 
+    /// What an engine keeps that knows the revision itself: the place of the resource version (4 bytes, big-endian), then the
+    /// text without it.
+    pub(super) fn record(&self) -> Vec<u8> {
+        let mut record = Vec::with_capacity(4 + self.text.len());
+        record.extend_from_slice(&u32::try_from(self.version_at).unwrap_or(0).to_be_bytes());
+        record.extend_from_slice(&self.text);
+        record
+    }
+
+    /// Reads such a record.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn from_record(record: &[u8], index: impl FnOnce(&Value) -> Meta) -> Result<Self, String> {
+        let (version_at, text) = record.split_first_chunk::<4>().ok_or("too short")?;
+        let version_at = u32::from_be_bytes(*version_at) as usize;
+        if version_at > text.len() {
+            return Err("the place of the resource version is behind its end".to_owned());
+        }
+        let value: Value = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        Ok(Self {
+            text: text.to_vec(),
+            version_at,
+            meta: index(&value),
+        })
+    }
+
     /// The object as of `revision`.
     pub fn seal(self, revision: Revision) -> Object {
         let mut body = Vec::with_capacity(self.text.len() + 20);

@@ -91,6 +91,7 @@ impl World {
             names: Vec::new(),
             addresses: Vec::new(),
             controllers: settings,
+            etcd: None,
             api_only: false,
             ready_file: Some(dir.path().join("ready")),
         };
