@@ -3,20 +3,34 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::score::{Decision, Sampling, Scratch, decide};
-use super::snapshot::{PodInfo, Snapshot};
+use serde_json::json;
+
+use super::decide::{Decision, Sampling, Scratch, decide};
+use super::pod::PodInfo;
+use super::snapshot::Snapshot;
 use super::testing::{node, pod};
+use super::volumes::VolumePlan;
+
+/// What the pods of a run ask for.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Number of controllers that the pods belong to, taking turns.
+    pub owners: usize,
+    /// Whether pods must be spread over zones, would like to be over nodes, and keep away from some of their kind and near
+    /// others; otherwise they are spread as pods are that say nothing.
+    pub constrained: bool,
+}
 
 /// What a run of decisions took.
 #[derive(Debug, Clone, Copy)]
-pub struct Run {
+pub struct Report {
     /// Pods placed.
     pub placed: usize,
     /// Time for all of them.
     pub elapsed: Duration,
 }
 
-impl Run {
+impl Report {
     /// Decisions per second.
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
     pub fn per_second(&self) -> f64 {
@@ -24,9 +38,8 @@ impl Run {
     }
 }
 
-/// Places `pods` pods of `owners` controllers on `nodes` nodes with zones, taking turns between the controllers; every
-/// pod prefers one of the zones if `affinity` is set.
-pub fn decisions(nodes: usize, pods: usize, owners: usize, affinity: bool) -> Run {
+/// Places `pods` pods on `nodes` nodes in three zones.
+pub fn run(nodes: usize, pods: usize, options: Options) -> Report {
     let mut snapshot = Snapshot::default();
     for i in 0..nodes {
         let mut node = node(&format!("node-{i}"), 32);
@@ -34,60 +47,97 @@ pub fn decisions(nodes: usize, pods: usize, owners: usize, affinity: bool) -> Ru
         labels.insert("topology.kubernetes.io/zone".into(), format!("zone-{}", i % 3));
         snapshot.upsert_node(&node);
     }
-    let made: Vec<Arc<PodInfo>> = (0..pods)
-        .map(|i| {
-            let mut pod = pod(&format!("pod-{i}"))
-                .cpu("100m")
-                .request("memory", "128Mi")
-                .owner(&format!("rs-{}", i % owners.max(1)));
-            if affinity {
-                let zone = format!("zone-{}", i % 3);
-                pod = pod.preferred(
-                    serde_json::json!([{ "weight": 10, "preference": { "matchExpressions":
-                    [{ "key": "topology.kubernetes.io/zone", "operator": "In", "values": [zone] }] } }]),
-                );
-            }
-            Arc::new(pod.build())
-        })
-        .collect();
+    let made: Vec<Arc<PodInfo>> = (0..pods).map(|i| Arc::new(make(i, options))).collect();
     let (mut start, mut scratch, mut placed) = (0, Scratch::default(), 0);
+    let volumes = VolumePlan::default();
     let began = Instant::now();
     for pod in &made {
-        if let Decision::Node(index) = decide(&snapshot, pod, Sampling::default(), &mut start, &mut scratch) {
+        let plan = snapshot.plan(pod);
+        let decision = decide(
+            &snapshot,
+            pod,
+            &plan,
+            &volumes,
+            Sampling::default(),
+            &mut start,
+            &mut scratch,
+        );
+        if let Decision::Node(index) = decision {
             let name = snapshot.node(index).name.clone();
             snapshot.place(pod, &name);
             placed += 1;
         }
     }
-    Run {
+    Report {
         placed,
         elapsed: began.elapsed(),
     }
 }
 
+/// Of five controllers, one gives each of its pods a node of its own, one puts them into zones where the first one's are,
+/// and two would like to be near to another's, or away from them.
+fn make(i: usize, options: Options) -> PodInfo {
+    let owner = i % options.owners.max(1);
+    let app = format!("app-{owner}");
+    let mut pod = pod(&format!("pod-{i}"))
+        .cpu("100m")
+        .request("memory", "128Mi")
+        .owner(&format!("rs-{owner}"))
+        .label("app", &app);
+    if !options.constrained {
+        return pod.build();
+    }
+    let term = |key: &str, app: &str| json!({ "topologyKey": key, "labelSelector": { "matchLabels": { "app": app } } });
+    let spread = |key: &str, skew: i32, when: &str| {
+        json!({ "maxSkew": skew, "topologyKey": key, "whenUnsatisfiable": when,
+            "labelSelector": { "matchLabels": { "app": app } } })
+    };
+    let (zone, host) = ("topology.kubernetes.io/zone", "kubernetes.io/hostname");
+    pod = pod.spread(json!([
+        spread(zone, 5, "DoNotSchedule"),
+        spread(host, 1, "ScheduleAnyway")
+    ]));
+    let fellow = format!("app-{}", (owner + 1) % options.owners.max(1));
+    match owner % 5 {
+        0 => pod = pod.away(json!([term(host, &app)])),
+        1 => pod = pod.near(json!([term(zone, &format!("app-{}", owner - 1))])),
+        2 => pod = pod.rather_near(json!([{ "weight": 50, "podAffinityTerm": term(zone, &fellow) }])),
+        3 => pod = pod.rather_away(json!([{ "weight": 50, "podAffinityTerm": term(host, &fellow) }])),
+        _ => {}
+    }
+    pod.build()
+}
+
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn every_pod_is_placed() {
-        let run = super::decisions(50, 500, 5, true);
-        assert_eq!(run.placed, 500);
-        assert!(run.per_second() > 0.0);
+        for constrained in [false, true] {
+            let owners = 10;
+            let report = run(50, 500, Options { owners, constrained });
+            assert_eq!(report.placed, 500);
+            assert!(report.per_second() > 0.0);
+        }
     }
 
     /// Figures for a person: `cargo test --release -p weft-controller --lib decision_rates -- --ignored --nocapture`.
     #[test]
     #[ignore = "a measurement, run by hand"]
     fn decision_rates() {
-        for (nodes, pods, owners, affinity) in [
-            (1000, 5000, 1, false),
-            (1000, 20000, 20, true),
-            (5000, 20000, 20, true),
+        for (nodes, pods, owners, constrained) in [
+            (1000, 20_000, 1, false),
+            (1000, 20_000, 20, false),
+            (1000, 20_000, 100, true),
+            (5000, 20_000, 20, false),
+            (5000, 20_000, 100, true),
         ] {
-            let run = super::decisions(nodes, pods, owners, affinity);
+            let report = run(nodes, pods, Options { owners, constrained });
             eprintln!(
-                "{nodes} nodes, {pods} pods: {:.0} decisions/s ({} placed)",
-                run.per_second(),
-                run.placed
+                "{nodes} nodes, {pods} pods, {owners} owners, constrained {constrained}: {:.0} decisions/s ({} placed)",
+                report.per_second(),
+                report.placed
             );
         }
     }

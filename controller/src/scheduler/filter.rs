@@ -1,13 +1,24 @@
 //! Whether a pod can run on a node, and if not, why, in the words of kube-scheduler.
 
+pub(super) mod node_affinity;
+pub mod taints;
+
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration};
+pub use taints::tolerates;
 
-use super::snapshot::{NodeInfo, PodInfo};
-
-/// Taint that stands for a cordoned node.
-const UNSCHEDULABLE_TAINT: &str = "node.kubernetes.io/unschedulable";
+use super::census::{Carrier, Wish};
+use super::node::{NodeIndex, NodeInfo};
+use super::plan::Plan;
+use super::pod::PodInfo;
+use super::queue::Blockers;
+use super::resources::Resources;
+use super::snapshot::Snapshot;
+use super::tally::{Counts, TopologyKey};
+use super::volumes::VolumePlan;
 
 /// Why a node was passed over.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,12 +34,71 @@ pub enum Rejection {
     },
     /// Node selector or required affinity do not match.
     Affinity,
+    /// The pod names the nodes it wants, and this is none of them.
+    NotNamed,
     /// A host port is taken.
     Ports,
     /// The node takes no more pods.
     TooManyPods,
     /// Not enough of a resource is left.
-    Insufficient(String),
+    Insufficient {
+        /// Its name.
+        resource: String,
+        /// Whether the node never has so much.
+        ever: bool,
+    },
+    /// A volume keeps the pod away.
+    Volume(&'static str),
+    /// Pods would not be spread as asked.
+    Spread,
+    /// The node has no value for a label by which pods are spread.
+    SpreadLabel,
+    /// Pods that must be near are not.
+    PodAffinity,
+    /// Pods that must not be near are.
+    PodAntiAffinity,
+    /// A pod that is near does not want this one.
+    ExistingAntiAffinity,
+}
+
+impl Rejection {
+    /// Whether the node might do if other pods left it.
+    pub fn is_resolvable(&self) -> bool {
+        match self {
+            Rejection::Ports
+            | Rejection::TooManyPods
+            | Rejection::Insufficient { ever: true, .. }
+            | Rejection::Spread
+            | Rejection::PodAntiAffinity
+            | Rejection::ExistingAntiAffinity => true,
+            Rejection::Unschedulable
+            | Rejection::Taint { .. }
+            | Rejection::Affinity
+            | Rejection::NotNamed
+            | Rejection::Insufficient { ever: false, .. }
+            | Rejection::Volume(_)
+            | Rejection::SpreadLabel
+            | Rejection::PodAffinity => false,
+        }
+    }
+
+    /// What has to change for the pod to fit.
+    pub fn blocker(&self) -> Blockers {
+        match self {
+            Rejection::Unschedulable
+            | Rejection::Taint { .. }
+            | Rejection::Affinity
+            | Rejection::NotNamed
+            | Rejection::SpreadLabel => Blockers::NODES,
+            Rejection::Ports | Rejection::TooManyPods | Rejection::Insufficient { .. } => {
+                Blockers::NODES | Blockers::ROOM
+            }
+            Rejection::Volume(_) => Blockers::NODES | Blockers::VOLUMES,
+            Rejection::Spread => Blockers::NODES | Blockers::ROOM | Blockers::PODS,
+            Rejection::PodAffinity => Blockers::NODES | Blockers::PODS,
+            Rejection::PodAntiAffinity | Rejection::ExistingAntiAffinity => Blockers::NODES | Blockers::ROOM,
+        }
+    }
 }
 
 impl fmt::Display for Rejection {
@@ -37,381 +107,272 @@ impl fmt::Display for Rejection {
             Rejection::Unschedulable => f.write_str("node(s) were unschedulable"),
             Rejection::Taint { key, value } => write!(f, "node(s) had untolerated taint {{{key}: {value}}}"),
             Rejection::Affinity => f.write_str("node(s) didn't match Pod's node affinity/selector"),
+            Rejection::NotNamed => f.write_str("node(s) didn't satisfy plugin(s) [NodeAffinity]"),
             Rejection::Ports => f.write_str("node(s) didn't have free ports for the requested pod ports"),
             Rejection::TooManyPods => f.write_str("Too many pods"),
-            Rejection::Insufficient(resource) => write!(f, "Insufficient {resource}"),
+            Rejection::Insufficient { resource, .. } => write!(f, "Insufficient {resource}"),
+            Rejection::Volume(why) => f.write_str(why),
+            Rejection::Spread => f.write_str("node(s) didn't match pod topology spread constraints"),
+            Rejection::SpreadLabel => {
+                f.write_str("node(s) didn't match pod topology spread constraints (missing required label)")
+            }
+            Rejection::PodAffinity => f.write_str("node(s) didn't match pod affinity rules"),
+            Rejection::PodAntiAffinity => f.write_str("node(s) didn't match pod anti-affinity rules"),
+            Rejection::ExistingAntiAffinity => {
+                f.write_str("node(s) didn't satisfy existing pods anti-affinity rules")
+            }
         }
     }
 }
 
-/// Whether the pod can run on the node. Cheap tests first; they allocate nothing.
-pub fn fits(pod: &PodInfo, node: &NodeInfo) -> bool {
-    resources_fit(pod, node)
-        && untolerated(pod, node).is_none()
-        && !cordoned(pod, node)
-        && affinity_matches(pod, node)
-        && ports_free(pod, node)
+/// A limit on the pods of a value.
+struct AtMost<'a> {
+    counts: &'a Counts,
+    key: &'a TopologyKey,
+    most: i64,
 }
 
-/// Every reason of the first test that the node fails, in kube-scheduler's order; empty if it fits.
-pub fn rejections(pod: &PodInfo, node: &NodeInfo) -> Vec<Rejection> {
-    if cordoned(pod, node) {
-        return vec![Rejection::Unschedulable];
-    }
-    if let Some(taint) = untolerated(pod, node) {
-        return vec![Rejection::Taint {
-            key: taint.key.clone(),
-            value: taint.value.clone().unwrap_or_default(),
-        }];
-    }
-    if !affinity_matches(pod, node) {
-        return vec![Rejection::Affinity];
-    }
-    if !ports_free(pod, node) {
-        return vec![Rejection::Ports];
-    }
-    lacking(pod, node)
+/// All the tests of one pod, with what they look at made ready.
+pub(super) struct Checks<'a> {
+    snapshot: &'a Snapshot,
+    pod: &'a PodInfo,
+    plan: &'a Plan,
+    volumes: &'a VolumePlan,
+    spreads: Vec<AtMost<'a>>,
+    near: Vec<(&'a Counts, &'a TopologyKey)>,
+    /// There is no pod yet to be near to but this one: it may go first.
+    founds: bool,
+    away: Vec<(&'a Counts, &'a TopologyKey)>,
+    unwanted_by: Vec<(&'a Carrier, &'a TopologyKey)>,
 }
 
-fn cordoned(pod: &PodInfo, node: &NodeInfo) -> bool {
-    node.unschedulable && {
-        let taint = Taint {
-            key: UNSCHEDULABLE_TAINT.into(),
-            effect: "NoSchedule".into(),
-            ..Taint::default()
+impl<'a> Checks<'a> {
+    pub(super) fn new(
+        snapshot: &'a Snapshot,
+        pod: &'a PodInfo,
+        plan: &'a Plan,
+        volumes: &'a VolumePlan,
+    ) -> Self {
+        let census = &snapshot.census;
+        let tally = |id| {
+            let tally = census.tally(id);
+            (&tally.counts, census.key(tally.key))
         };
-        !pod.constraints
-            .tolerations
+        let spreads = plan
+            .spreads
             .iter()
-            .any(|toleration| tolerates(toleration, &taint))
-    }
-}
-
-fn untolerated<'a>(pod: &PodInfo, node: &'a NodeInfo) -> Option<&'a Taint> {
-    node.taints
-        .iter()
-        .filter(|taint| taint.effect == "NoSchedule" || taint.effect == "NoExecute")
-        .find(|taint| {
-            !pod.constraints
-                .tolerations
-                .iter()
-                .any(|toleration| tolerates(toleration, taint))
-        })
-}
-
-/// How many taints would rather not have the pod.
-pub fn unwelcome(pod: &PodInfo, node: &NodeInfo) -> i64 {
-    node.taints
-        .iter()
-        .filter(|taint| taint.effect == "PreferNoSchedule")
-        .filter(|taint| {
-            !pod.constraints
-                .tolerations
-                .iter()
-                .any(|toleration| tolerates(toleration, taint))
-        })
-        .count()
-        .try_into()
-        .unwrap_or(i64::MAX)
-}
-
-/// Whether a toleration covers a taint.
-pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let effect = toleration.effect.as_deref().unwrap_or_default();
-    let key = toleration.key.as_deref().unwrap_or_default();
-    if !effect.is_empty() && effect != taint.effect {
-        return false;
-    }
-    if !key.is_empty() && key != taint.key {
-        return false;
-    }
-    match toleration.operator.as_deref().unwrap_or_default() {
-        "Exists" => true,
-        "" | "Equal" => {
-            !key.is_empty()
-                && toleration.value.as_deref().unwrap_or_default()
-                    == taint.value.as_deref().unwrap_or_default()
+            .map(|spread| {
+                let (counts, key) = tally(spread.tally);
+                let enough = spread
+                    .min_domains
+                    .is_none_or(|least| i64::from(counts.values()) >= i64::from(least));
+                let least = if enough { i64::from(counts.least()) } else { 0 };
+                AtMost {
+                    counts,
+                    key,
+                    most: i64::from(spread.max_skew) + least - i64::from(spread.counts_itself),
+                }
+            })
+            .collect();
+        let near: Vec<_> = plan.near.iter().map(|id| tally(*id)).collect();
+        let founds = plan.near_itself && near.iter().all(|(counts, _)| counts.pods() == 0);
+        Checks {
+            snapshot,
+            pod,
+            plan,
+            volumes,
+            spreads,
+            near,
+            founds,
+            away: plan.away.iter().map(|id| tally(*id)).collect(),
+            unwanted_by: census
+                .wishes_about(plan.class)
+                .filter(|carrier| carrier.wish == Wish::Away)
+                .map(|carrier| (carrier, census.key(carrier.key)))
+                .collect(),
         }
-        _ => false,
     }
-}
 
-fn affinity_matches(pod: &PodInfo, node: &NodeInfo) -> bool {
-    let wanted = &pod.constraints;
-    wanted
-        .selector
-        .iter()
-        .all(|(key, value)| node.labels.get(key) == Some(value))
-        && wanted
-            .required
-            .as_ref()
-            .is_none_or(|terms| terms.iter().any(|term| term_matches(term, node)))
-}
-
-/// Whether a node selector term matches; an empty one matches nothing.
-pub fn term_matches(term: &NodeSelectorTerm, node: &NodeInfo) -> bool {
-    let labels = term.match_expressions.as_deref().unwrap_or_default();
-    let fields = term.match_fields.as_deref().unwrap_or_default();
-    if labels.is_empty() && fields.is_empty() {
-        return false;
+    /// Whether the pod can run on the node. Cheap tests first; they allocate nothing.
+    pub(super) fn fits(&self, index: NodeIndex) -> bool {
+        if !self.snapshot.census.node_set_contains(self.plan.feasible, index) {
+            return false;
+        }
+        let node = self.snapshot.node(index);
+        room_for(self.pod, node)
+            && ports_free(self.pod, node)
+            && self.volumes.rejection(node).is_none()
+            && self.among_pods(index).is_none()
     }
-    labels
-        .iter()
-        .all(|r| requirement_matches(r, node.labels.get(&r.key).map(String::as_str)))
-        && fields
+
+    /// Every reason of the first test that the node fails, in kube-scheduler's order; empty if it fits.
+    pub(super) fn rejections(&self, index: NodeIndex) -> Vec<Rejection> {
+        let node = self.snapshot.node(index);
+        let place = &self.pod.constraints;
+        if let Some(names) = &self.plan.named
+            && names
+                .binary_search_by(|name| name.as_str().cmp(&node.name))
+                .is_err()
+        {
+            return vec![Rejection::NotNamed];
+        }
+        if taints::cordoned(&place.tolerations, node) {
+            return vec![Rejection::Unschedulable];
+        }
+        if let Some(taint) = taints::untolerated(&place.tolerations, node) {
+            return vec![Rejection::Taint {
+                key: taint.key.clone(),
+                value: taint.value.clone().unwrap_or_default(),
+            }];
+        }
+        if !node_affinity::matches(&place.selector, place.required.as_deref(), node) {
+            return vec![Rejection::Affinity];
+        }
+        if !ports_free(self.pod, node) {
+            return vec![Rejection::Ports];
+        }
+        let lacking = lacking(self.pod, node);
+        if !lacking.is_empty() {
+            return lacking;
+        }
+        self.volumes
+            .rejection(node)
+            .map(Rejection::Volume)
+            .or_else(|| self.among_pods(index))
+            .into_iter()
+            .collect()
+    }
+
+    /// What other pods have against this place.
+    fn among_pods(&self, index: NodeIndex) -> Option<Rejection> {
+        for spread in &self.spreads {
+            let Some(value) = spread.key.of(index) else {
+                return Some(Rejection::SpreadLabel);
+            };
+            if i64::from(spread.counts.at(value)) > spread.most {
+                return Some(Rejection::Spread);
+            }
+        }
+        for (counts, key) in &self.near {
+            let Some(value) = key.of(index) else {
+                return Some(Rejection::PodAffinity);
+            };
+            if !self.founds && counts.at(value) == 0 {
+                return Some(Rejection::PodAffinity);
+            }
+        }
+        let there =
+            |counts: &Counts, key: &TopologyKey| key.of(index).is_some_and(|value| counts.at(value) > 0);
+        if self.away.iter().any(|(counts, key)| there(counts, key)) {
+            return Some(Rejection::PodAntiAffinity);
+        }
+        if self
+            .unwanted_by
             .iter()
-            .all(|r| r.key == "metadata.name" && requirement_matches(r, Some(&node.name)))
-}
-
-fn requirement_matches(requirement: &NodeSelectorRequirement, actual: Option<&str>) -> bool {
-    let values = requirement.values.as_deref().unwrap_or_default();
-    let listed = |actual: &str| values.iter().any(|value| value == actual);
-    let number = |text: &str| text.parse::<i64>().ok();
-    let bound = values.first().and_then(|value| number(value));
-    match requirement.operator.as_str() {
-        "In" => actual.is_some_and(listed),
-        "NotIn" => !actual.is_some_and(listed),
-        "Exists" => actual.is_some(),
-        "DoesNotExist" => actual.is_none(),
-        "Gt" => actual
-            .and_then(number)
-            .zip(bound)
-            .is_some_and(|(actual, bound)| actual > bound),
-        "Lt" => actual
-            .and_then(number)
-            .zip(bound)
-            .is_some_and(|(actual, bound)| actual < bound),
-        _ => false,
+            .any(|(carrier, key)| there(&carrier.counts, key))
+        {
+            return Some(Rejection::ExistingAntiAffinity);
+        }
+        None
     }
 }
 
 fn ports_free(pod: &PodInfo, node: &NodeInfo) -> bool {
-    pod.constraints
-        .host_ports
+    let nominees = node
+        .nominees
         .iter()
-        .all(|wanted| !node.host_ports.iter().any(|used| wanted.conflicts(used)))
+        .filter(|nominee| goes_before(&nominee.pod, pod));
+    pod.constraints.host_ports.is_empty()
+        || pod.constraints.host_ports.iter().all(|wanted| {
+            !node
+                .host_ports
+                .iter()
+                .chain(
+                    nominees
+                        .clone()
+                        .flat_map(|nominee| &nominee.pod.constraints.host_ports),
+                )
+                .any(|used| wanted.conflicts(used))
+        })
 }
 
-fn resources_fit(pod: &PodInfo, node: &NodeInfo) -> bool {
-    let (want, used, has) = (&pod.demand.requests, &node.requested, &node.allocatable);
-    // A resource that is not asked for may be overcommitted already without concerning this pod.
-    let fits = |want: i64, used: i64, has: i64| want == 0 || want <= has - used;
-    fits(want.pods, used.pods, has.pods)
-        && fits(want.milli_cpu, used.milli_cpu, has.milli_cpu)
-        && fits(want.memory, used.memory, has.memory)
-        && fits(
+/// Whether room that is being made for one pod is not for the other.
+fn goes_before(nominee: &PodInfo, pod: &PodInfo) -> bool {
+    nominee.priority >= pod.priority && nominee.uid() != pod.uid()
+}
+
+fn used_before(pod: &PodInfo, node: &NodeInfo, of: impl Fn(&Resources) -> i64) -> i64 {
+    let reserved: i64 = node
+        .nominees
+        .iter()
+        .filter(|nominee| goes_before(&nominee.pod, pod))
+        .map(|nominee| of(&nominee.pod.demand.requests))
+        .sum();
+    of(&node.requested) + reserved
+}
+
+/// Whether a node with `has` of which `used` is taken cannot give `want`. A resource that is not asked for may be
+/// overcommitted already without concerning this pod.
+fn short(want: i64, used: i64, has: i64) -> bool {
+    want != 0 && want > has - used
+}
+
+type Amount = fn(&Resources) -> i64;
+
+/// What every pod is checked for, with the names that users know.
+const AMOUNTS: [(&str, Amount); 4] = [
+    ("", |r| r.pods),
+    ("cpu", |r| r.milli_cpu),
+    ("memory", |r| r.memory),
+    ("ephemeral-storage", |r| r.ephemeral_storage),
+];
+
+fn room_for(pod: &PodInfo, node: &NodeInfo) -> bool {
+    let want = &pod.demand.requests;
+    if !node.nominees.is_empty() {
+        return lacking(pod, node).is_empty();
+    }
+    let (used, has) = (&node.requested, &node.allocatable);
+    !short(want.pods, used.pods, has.pods)
+        && !short(want.milli_cpu, used.milli_cpu, has.milli_cpu)
+        && !short(want.memory, used.memory, has.memory)
+        && !short(
             want.ephemeral_storage,
             used.ephemeral_storage,
             has.ephemeral_storage,
         )
-        && want.extended.iter().all(|(name, want)| {
-            let of = |amounts: &super::resources::Resources| amounts.extended.get(name).copied().unwrap_or(0);
-            fits(*want, of(used), of(has))
-        })
+        && want
+            .extended
+            .iter()
+            .all(|(name, want)| !short(*want, used.extended(name), has.extended(name)))
 }
 
 fn lacking(pod: &PodInfo, node: &NodeInfo) -> Vec<Rejection> {
-    let (want, used, has) = (&pod.demand.requests, &node.requested, &node.allocatable);
-    let short = |want: i64, used: i64, has: i64| want != 0 && want > has - used;
+    let (want, has) = (&pod.demand.requests, &node.allocatable);
     let mut out = Vec::new();
-    if short(want.pods, used.pods, has.pods) {
-        out.push(Rejection::TooManyPods);
-    }
-    for (name, want, used, has) in [
-        ("cpu", want.milli_cpu, used.milli_cpu, has.milli_cpu),
-        ("memory", want.memory, used.memory, has.memory),
-        (
-            "ephemeral-storage",
-            want.ephemeral_storage,
-            used.ephemeral_storage,
-            has.ephemeral_storage,
-        ),
-    ] {
-        if short(want, used, has) {
-            out.push(Rejection::Insufficient(name.into()));
+    for (name, of) in AMOUNTS {
+        if short(of(want), used_before(pod, node, of), of(has)) {
+            out.push(if name.is_empty() {
+                Rejection::TooManyPods
+            } else {
+                Rejection::Insufficient {
+                    resource: name.into(),
+                    ever: of(want) <= of(has),
+                }
+            });
         }
     }
-    for (name, want) in &want.extended {
-        let of = |amounts: &super::resources::Resources| amounts.extended.get(name).copied().unwrap_or(0);
-        if short(*want, of(used), of(has)) {
-            out.push(Rejection::Insufficient(name.to_string()));
+    for (name, &want) in &want.extended {
+        if short(
+            want,
+            used_before(pod, node, |r| r.extended(name)),
+            has.extended(name),
+        ) {
+            out.push(Rejection::Insufficient {
+                resource: name.to_string(),
+                ever: want <= has.extended(name),
+            });
         }
     }
     out
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::scheduler::snapshot::Snapshot;
-    use crate::scheduler::testing::{node, pod};
-
-    fn check(pod: &PodInfo, node: &k8s_openapi::api::core::v1::Node) -> Vec<String> {
-        let mut snapshot = Snapshot::default();
-        snapshot.upsert_node(node);
-        let info = snapshot.node(snapshot.order()[0]);
-        let reasons = rejections(pod, info);
-        assert_eq!(fits(pod, info), reasons.is_empty(), "the quick test agrees");
-        reasons.iter().map(ToString::to_string).collect()
-    }
-
-    #[test]
-    fn resources() {
-        assert!(check(&pod("p").cpu("4").build(), &node("n", 4)).is_empty());
-        assert_eq!(
-            check(&pod("p").cpu("4001m").build(), &node("n", 4)),
-            ["Insufficient cpu"]
-        );
-        let greedy = pod("p")
-            .request("memory", "100Ti")
-            .request("example.com/gpu", "1")
-            .build();
-        assert_eq!(
-            check(&greedy, &node("n", 4)),
-            ["Insufficient memory", "Insufficient example.com/gpu"]
-        );
-        let mut full = node("n", 4);
-        full.status
-            .as_mut()
-            .unwrap()
-            .allocatable
-            .as_mut()
-            .unwrap()
-            .insert(
-                "pods".into(),
-                k8s_openapi::apimachinery::pkg::api::resource::Quantity("0".into()),
-            );
-        assert_eq!(check(&pod("p").build(), &full), ["Too many pods"]);
-    }
-
-    #[test]
-    fn taints_and_tolerations() {
-        let tainted = |effect: &str| {
-            let mut node = node("n", 4);
-            node.spec.get_or_insert_default().taints = Some(vec![Taint {
-                key: "k".into(),
-                value: Some("v".into()),
-                effect: effect.into(),
-                time_added: None,
-            }]);
-            node
-        };
-        let reason = ["node(s) had untolerated taint {k: v}"];
-        assert_eq!(check(&pod("p").build(), &tainted("NoSchedule")), reason);
-        assert_eq!(check(&pod("p").build(), &tainted("NoExecute")), reason);
-        assert!(check(&pod("p").build(), &tainted("PreferNoSchedule")).is_empty());
-        for (toleration, covers) in [
-            (json!({"key": "k", "value": "v"}), true),
-            (json!({"key": "k", "operator": "Equal", "value": "w"}), false),
-            (
-                json!({"key": "k", "operator": "Exists", "effect": "NoSchedule"}),
-                true,
-            ),
-            (
-                json!({"key": "k", "operator": "Exists", "effect": "NoExecute"}),
-                false,
-            ),
-            (json!({"operator": "Exists"}), true),
-            (json!({"value": "v"}), false),
-        ] {
-            let pod = pod("p").toleration(toleration.clone()).build();
-            assert_eq!(
-                check(&pod, &tainted("NoSchedule")).is_empty(),
-                covers,
-                "{toleration}"
-            );
-        }
-    }
-
-    #[test]
-    fn cordoned_nodes() {
-        let mut cordoned = node("n", 4);
-        cordoned.spec.get_or_insert_default().unschedulable = Some(true);
-        assert_eq!(
-            check(&pod("p").build(), &cordoned),
-            ["node(s) were unschedulable"]
-        );
-        let daemon = pod("p")
-            .toleration(json!({"key": UNSCHEDULABLE_TAINT, "operator": "Exists"}))
-            .build();
-        assert!(check(&daemon, &cordoned).is_empty());
-    }
-
-    #[test]
-    fn selectors_and_affinity() {
-        let mut labelled = node("n", 4);
-        labelled.metadata.labels = Some(
-            [
-                ("disk".to_owned(), "ssd".to_owned()),
-                ("gen".to_owned(), "7".to_owned()),
-            ]
-            .into(),
-        );
-        let no = ["node(s) didn't match Pod's node affinity/selector"];
-        assert!(check(&pod("p").selector("disk", "ssd").build(), &labelled).is_empty());
-        assert_eq!(check(&pod("p").selector("disk", "hdd").build(), &labelled), no);
-        for (terms, matches) in [
-            (
-                json!([{"matchExpressions": [{"key": "disk", "operator": "In", "values": ["ssd", "nvme"]}]}]),
-                true,
-            ),
-            (
-                json!([{"matchExpressions": [{"key": "disk", "operator": "NotIn", "values": ["ssd"]}]}]),
-                false,
-            ),
-            (
-                json!([{"matchExpressions": [{"key": "nope", "operator": "NotIn", "values": ["x"]}]}]),
-                true,
-            ),
-            (
-                json!([{"matchExpressions": [{"key": "gen", "operator": "Gt", "values": ["6"]}]}]),
-                true,
-            ),
-            (
-                json!([{"matchExpressions": [{"key": "gen", "operator": "Lt", "values": ["7"]}]}]),
-                false,
-            ),
-            (
-                json!([{"matchExpressions": [{"key": "nope", "operator": "Exists"}]}, {"matchExpressions": [{"key": "disk", "operator": "Exists"}]}]),
-                true,
-            ),
-            (
-                json!([{"matchExpressions": [{"key": "disk", "operator": "DoesNotExist"}]}]),
-                false,
-            ),
-            (
-                json!([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n"]}]}]),
-                true,
-            ),
-            (
-                json!([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["m"]}]}]),
-                false,
-            ),
-            (json!([{}]), false),
-        ] {
-            let pod = pod("p").required(terms.clone()).build();
-            assert_eq!(check(&pod, &labelled).is_empty(), matches, "{terms}");
-        }
-    }
-
-    #[test]
-    fn host_ports() {
-        let mut snapshot = Snapshot::default();
-        snapshot.upsert_node(&node("n", 4));
-        snapshot.place(
-            &std::sync::Arc::new(pod("a").host_port(80, "TCP", "10.0.0.1").build()),
-            "n",
-        );
-        let info = |snapshot: &Snapshot, pod: &PodInfo| rejections(pod, snapshot.node(0));
-        let other = |port, protocol, ip| pod("b").host_port(port, protocol, ip).build();
-        assert_eq!(info(&snapshot, &other(80, "TCP", "0.0.0.0")), [Rejection::Ports]);
-        assert_eq!(info(&snapshot, &other(80, "TCP", "10.0.0.1")), [Rejection::Ports]);
-        assert!(info(&snapshot, &other(80, "TCP", "10.0.0.2")).is_empty());
-        assert!(info(&snapshot, &other(80, "UDP", "10.0.0.1")).is_empty());
-        assert!(info(&snapshot, &other(81, "TCP", "10.0.0.1")).is_empty());
-        snapshot.unplace("a");
-        assert!(info(&snapshot, &other(80, "TCP", "0.0.0.0")).is_empty());
-    }
 }

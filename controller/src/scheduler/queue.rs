@@ -2,10 +2,11 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
+use std::ops::BitOr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::snapshot::PodInfo;
+use super::pod::PodInfo;
 use crate::queue::Backoff;
 
 /// Pods that fit nowhere are tried again after this time even if nothing seems to have changed.
@@ -16,6 +17,34 @@ const BACKOFF: Backoff = Backoff {
     last: Duration::from_secs(10),
 };
 
+/// Kinds of change that may let a pod in that was refused.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Blockers(u8);
+
+impl Blockers {
+    /// A node came or changed.
+    pub const NODES: Blockers = Blockers(1);
+    /// A pod left its node.
+    pub const ROOM: Blockers = Blockers(2);
+    /// A pod came to a node.
+    pub const PODS: Blockers = Blockers(4);
+    /// A claim, volume or class changed.
+    pub const VOLUMES: Blockers = Blockers(8);
+
+    /// Whether the two have something in common.
+    pub fn meet(self, other: Blockers) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+impl BitOr for Blockers {
+    type Output = Blockers;
+
+    fn bitor(self, other: Blockers) -> Blockers {
+        Blockers(self.0 | other.0)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     /// In `active`, with this ticket.
@@ -25,7 +54,11 @@ enum Place {
     /// Waits for a time; moves on then.
     BackingOff(Instant),
     /// Waits for a change, and for its back-off to be over.
-    Parked { retry_at: Instant, flush_at: Instant },
+    Parked {
+        retry_at: Instant,
+        flush_at: Instant,
+        blockers: Blockers,
+    },
 }
 
 #[derive(Debug)]
@@ -45,8 +78,8 @@ pub struct PendingQueue {
     active: BinaryHeap<(i32, Reverse<u64>, Arc<str>)>,
     timers: BinaryHeap<Reverse<(Instant, Arc<str>)>>,
     tickets: u64,
-    /// Something changed since the parked pods were last looked at.
-    changed: bool,
+    /// What changed since the parked pods were last looked at.
+    changed: Blockers,
 }
 
 impl PendingQueue {
@@ -54,7 +87,9 @@ impl PendingQueue {
     pub fn upsert(&mut self, pod: Arc<PodInfo>) {
         let uid: Arc<str> = pod.uid().into();
         if let Some(waiting) = self.pods.get_mut(&uid) {
-            let respecified = waiting.pod.constraints != pod.constraints || waiting.pod.demand != pod.demand;
+            let respecified = waiting.pod.constraints != pod.constraints
+                || waiting.pod.demand != pod.demand
+                || waiting.pod.labels != pod.labels;
             waiting.pod = pod;
             if respecified && matches!(waiting.place, Place::Parked { .. }) {
                 self.activate(&uid);
@@ -97,15 +132,19 @@ impl PendingQueue {
         None
     }
 
-    /// The pod fits nowhere; returns whether `message` is news.
-    pub fn park(&mut self, uid: &str, message: &str, now: Instant) -> bool {
+    /// The pod fits nowhere until one of `blockers` changes; returns whether `message` is news.
+    pub fn park(&mut self, uid: &str, message: &str, blockers: Blockers, now: Instant) -> bool {
         let Some(waiting) = self.pods.get_mut(uid) else {
             return false;
         };
         waiting.attempts += 1;
         let retry_at = now + BACKOFF.delay(waiting.attempts);
         let flush_at = now + FLUSH_AFTER;
-        waiting.place = Place::Parked { retry_at, flush_at };
+        waiting.place = Place::Parked {
+            retry_at,
+            flush_at,
+            blockers,
+        };
         self.timers.push(Reverse((flush_at, uid.into())));
         let news = waiting.told.as_deref() != Some(message);
         waiting.told = Some(message.to_owned());
@@ -123,9 +162,9 @@ impl PendingQueue {
         self.timers.push(Reverse((at, uid.into())));
     }
 
-    /// A node or the room on one changed: parked pods are worth another look.
-    pub fn something_changed(&mut self) {
-        self.changed = true;
+    /// Parked pods that wait for such a change are worth another look.
+    pub fn changed(&mut self, what: Blockers) {
+        self.changed = self.changed | what;
     }
 
     /// When [`PendingQueue::pop`] may have something that it has not now.
@@ -135,7 +174,7 @@ impl PendingQueue {
 
     /// Pods that are ready to be decided, stale entries included.
     pub fn has_active(&self) -> bool {
-        self.changed || !self.active.is_empty()
+        self.changed != Blockers::default() || !self.active.is_empty()
     }
 
     /// Pods that wait in any way.
@@ -175,12 +214,15 @@ impl PendingQueue {
                 self.activate(&uid);
             }
         }
-        if std::mem::take(&mut self.changed) {
+        let changed = std::mem::take(&mut self.changed);
+        if changed != Blockers::default() {
             let mut parked: Vec<(Arc<str>, Instant)> = self
                 .pods
                 .iter()
                 .filter_map(|(uid, waiting)| match waiting.place {
-                    Place::Parked { retry_at, .. } => Some((uid.clone(), retry_at)),
+                    Place::Parked {
+                        retry_at, blockers, ..
+                    } if blockers.meet(changed) => Some((uid.clone(), retry_at)),
                     _ => None,
                 })
                 .collect();
@@ -226,19 +268,24 @@ mod tests {
         let mut queue = PendingQueue::default();
         queue.upsert(Arc::new(pod("a").build()));
         assert_eq!(uid(queue.pop(now)).unwrap(), "a");
-        assert!(queue.park("a", "no room", now));
+        assert!(queue.park("a", "no room", Blockers::ROOM, now));
         assert_eq!(uid(queue.pop(now + 5 * SECOND)), None, "nothing changed");
-        queue.something_changed();
+        queue.changed(Blockers::VOLUMES | Blockers::PODS);
+        assert_eq!(uid(queue.pop(now + 5 * SECOND)), None, "nothing that helps");
+        queue.changed(Blockers::ROOM);
         assert_eq!(uid(queue.pop(now + 5 * SECOND)).unwrap(), "a");
-        assert!(!queue.park("a", "no room", now + 5 * SECOND), "told once");
-        queue.something_changed();
+        assert!(
+            !queue.park("a", "no room", Blockers::ROOM, now + 5 * SECOND),
+            "told once"
+        );
+        queue.changed(Blockers::ROOM);
         assert_eq!(
             uid(queue.pop(now + 6 * SECOND)),
             None,
             "second back-off is two seconds"
         );
         assert_eq!(uid(queue.pop(now + 7 * SECOND)).unwrap(), "a");
-        assert!(queue.park("a", "other words", now + 7 * SECOND));
+        assert!(queue.park("a", "other words", Blockers::ROOM, now + 7 * SECOND));
         assert_eq!(
             uid(queue.pop(now + 7 * SECOND + FLUSH_AFTER)).unwrap(),
             "a",

@@ -55,6 +55,11 @@ impl Resources {
         out
     }
 
+    /// The amount of another resource than the four.
+    pub fn extended(&self, name: &str) -> i64 {
+        self.extended.get(name).copied().unwrap_or(0)
+    }
+
     /// Adds.
     pub fn add(&mut self, other: &Resources) {
         self.combine(other, i64::saturating_add);
@@ -63,6 +68,24 @@ impl Resources {
     /// Takes away.
     pub fn subtract(&mut self, other: &Resources) {
         self.combine(other, i64::saturating_sub);
+    }
+
+    /// What the pod asks for as a whole, of the resources that it can ask for so.
+    fn replace_by(&mut self, whole: &Resources) {
+        for (mine, theirs) in [
+            (&mut self.milli_cpu, whole.milli_cpu),
+            (&mut self.memory, whole.memory),
+        ] {
+            if theirs != 0 {
+                *mine = theirs;
+            }
+        }
+        let huge = whole
+            .extended
+            .iter()
+            .filter(|(name, _)| name.starts_with("hugepages-"));
+        self.extended
+            .extend(huge.map(|(name, amount)| (name.clone(), *amount)));
     }
 
     /// The greater of each.
@@ -121,6 +144,15 @@ impl Demand {
         }
         requests.raise_to(&init);
         scored.raise_to(&scored_init);
+        if let Some(whole) = &spec.resources {
+            let whole = whole
+                .requests
+                .as_ref()
+                .map(Resources::from_list)
+                .unwrap_or_default();
+            requests.replace_by(&whole);
+            scored.replace_by(&whole);
+        }
         if let Some(overhead) = &spec.overhead {
             let overhead = Resources::from_list(overhead);
             requests.add(&overhead);
@@ -152,7 +184,7 @@ fn scored_requests_of(container: &Container) -> Resources {
 }
 
 /// The quantity in whole units, rounded up. Unreadable ones, which the API refuses, count as nothing.
-fn units(quantity: &Quantity) -> i64 {
+pub(super) fn units(quantity: &Quantity) -> i64 {
     scaled(&quantity.0, 1).unwrap_or_default()
 }
 

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Value, json};
 
-use super::snapshot::PodInfo;
+use super::pod::PodInfo;
 
 /// A node with `cpu` cores and 4 GiB of memory for each.
 pub fn node(name: &str, cpu: i64) -> Node {
@@ -92,6 +92,92 @@ impl PodBuilder {
         if let Some(all) = self.0["spec"]["containers"][0]["ports"].as_array_mut() {
             all.push(json!({ "containerPort": port, "hostPort": port, "protocol": protocol, "hostIP": ip }));
         }
+        self
+    }
+
+    /// Sets a label.
+    #[must_use]
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.0["metadata"]["labels"][key] = json!(value);
+        self
+    }
+
+    /// Moves it to another namespace.
+    #[must_use]
+    pub fn namespace(mut self, name: &str) -> Self {
+        self.0["metadata"]["namespace"] = json!(name);
+        self
+    }
+
+    /// Sets a field of the spec.
+    #[must_use]
+    pub fn spec(mut self, field: &str, value: Value) -> Self {
+        self.0["spec"][field] = value;
+        self
+    }
+
+    /// Must be near to the pods of these terms.
+    #[must_use]
+    pub fn near(mut self, terms: Value) -> Self {
+        self.0["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"] = terms;
+        self
+    }
+
+    /// Must be away from the pods of these terms.
+    #[must_use]
+    pub fn away(mut self, terms: Value) -> Self {
+        self.0["spec"]["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"] =
+            terms;
+        self
+    }
+
+    /// Would like to be near to the pods of these weighted terms.
+    #[must_use]
+    pub fn rather_near(mut self, terms: Value) -> Self {
+        self.0["spec"]["affinity"]["podAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"] = terms;
+        self
+    }
+
+    /// Would like to be away from the pods of these weighted terms.
+    #[must_use]
+    pub fn rather_away(mut self, terms: Value) -> Self {
+        self.0["spec"]["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"] =
+            terms;
+        self
+    }
+
+    /// Is spread by these constraints.
+    #[must_use]
+    pub fn spread(self, constraints: Value) -> Self {
+        self.spec("topologySpreadConstraints", constraints)
+    }
+
+    /// Uses a volume claim.
+    #[must_use]
+    pub fn claim(self, name: &str) -> Self {
+        self.spec(
+            "volumes",
+            json!([{ "name": "v", "persistentVolumeClaim": { "claimName": name } }]),
+        )
+    }
+
+    /// Sets when it started, in seconds of 2030.
+    #[must_use]
+    pub fn since(mut self, seconds: u32) -> Self {
+        let time = format!(
+            "2030-01-01T{:02}:{:02}:{:02}Z",
+            seconds / 3600,
+            seconds / 60 % 60,
+            seconds % 60
+        );
+        self.0["status"]["startTime"] = json!(time);
+        self
+    }
+
+    /// Is being deleted.
+    #[must_use]
+    pub fn terminating(mut self) -> Self {
+        self.0["metadata"]["deletionTimestamp"] = json!("2030-01-01T00:00:00Z");
         self
     }
 

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use weft_controller::scheduler::bench::decisions;
+use weft_controller::scheduler::bench as decisions;
 
 use self::fleet::{Fleet, Observer};
 use self::load::Work;
@@ -30,6 +30,11 @@ const LIMIT: &str = "limit";
 
 /// Pods of a Deployment.
 const PODS: usize = 5000;
+/// What the pods of the cases about decisions alone ask for.
+const CONSTRAINED: decisions::Options = decisions::Options {
+    owners: 20,
+    constrained: true,
+};
 /// Nodes it is spread over.
 const NODES: usize = 500;
 /// How long anything may take before it has failed.
@@ -153,10 +158,16 @@ pub fn run(options: &Options, mut say: impl FnMut(&str)) -> Result<Vec<Row>> {
             full(options, &mut samples, &mut say).await
         })?;
         if options.wants("schedule-1000") {
-            samples.put("schedule-1000", decisions(1000, PODS, 20, true).per_second());
+            samples.put(
+                "schedule-1000",
+                decisions::run(1000, PODS, CONSTRAINED).per_second(),
+            );
         }
         if options.wants("schedule-5000") {
-            samples.put("schedule-5000", decisions(5000, 4 * PODS, 20, true).per_second());
+            samples.put(
+                "schedule-5000",
+                decisions::run(5000, 4 * PODS, CONSTRAINED).per_second(),
+            );
         }
     }
     Ok(rows(options, &samples))

@@ -1,0 +1,154 @@
+//! What the scheduler watches, and what it tells the owner of the snapshot.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::runtime::watcher;
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::effects::{BindError, Binding};
+use super::pod::PodInfo;
+use super::preempt::BudgetView;
+use super::volumes::{ClaimView, ClassView, VolumeView};
+use crate::informer::{Cached, Change, Store, slim};
+
+/// The state of an object before and after a change.
+pub(super) struct Changed<V> {
+    pub(super) old: Option<Arc<V>>,
+    pub(super) new: Option<Arc<V>>,
+}
+
+impl<V> From<&Change<'_, V>> for Changed<V> {
+    fn from(change: &Change<'_, V>) -> Self {
+        Changed {
+            old: change.old.cloned(),
+            new: change.new.cloned(),
+        }
+    }
+}
+
+/// What the owner of the snapshot is told.
+pub(super) enum Message {
+    Pod(Changed<PodInfo>),
+    Node(Changed<Node>),
+    Namespace(Changed<Namespace>),
+    Budget(Changed<BudgetView>),
+    Claim(Changed<ClaimView>),
+    Volume(Changed<VolumeView>),
+    Class(Changed<ClassView>),
+    /// A binding has its answer.
+    Bound {
+        binding: Binding,
+        result: Result<(), BindError>,
+    },
+    /// Victims of a pod were told to leave, or could not be.
+    Preempted {
+        pod: Arc<PodInfo>,
+        told: bool,
+    },
+}
+
+/// The local copies.
+pub(super) struct Watches {
+    pub(super) pods: Arc<Store<PodInfo>>,
+    pub(super) nodes: Arc<Store<Node>>,
+    pub(super) claims: Arc<Store<ClaimView>>,
+    namespaces: Arc<Store<Namespace>>,
+    budgets: Arc<Store<BudgetView>>,
+}
+
+/// Starts one watch, and tells of it.
+struct Starter<'a> {
+    client: Client,
+    tracker: &'a TaskTracker,
+    messages: mpsc::UnboundedSender<Message>,
+    shutdown: CancellationToken,
+}
+
+impl Starter<'_> {
+    fn watch<K, V>(
+        &self,
+        project: impl Fn(K) -> V + Send + Sync + 'static,
+        message: impl Fn(Changed<V>) -> Message + Send + Sync + 'static,
+    ) -> Arc<Store<V>>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+        V: Cached,
+    {
+        let store: Arc<Store<V>> = Store::new();
+        let tell = self.messages.clone();
+        store.subscribe(move |change| {
+            let _ = tell.send(message(change.into()));
+        });
+        let (followed, api, stop) = (
+            store.clone(),
+            Api::<K>::all(self.client.clone()),
+            self.shutdown.clone(),
+        );
+        self.tracker.spawn(async move {
+            followed
+                .follow(api, watcher::Config::default(), project, stop)
+                .await;
+        });
+        store
+    }
+}
+
+impl Watches {
+    pub(super) fn start(
+        client: Client,
+        tracker: &TaskTracker,
+        messages: mpsc::UnboundedSender<Message>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let starter = Starter {
+            client,
+            tracker,
+            messages,
+            shutdown,
+        };
+        starter.watch(VolumeView::from as fn(PersistentVolume) -> _, Message::Volume);
+        starter.watch(ClassView::from as fn(StorageClass) -> _, Message::Class);
+        Watches {
+            pods: starter.watch(PodInfo::from as fn(Pod) -> _, Message::Pod),
+            nodes: starter.watch(slim_node, Message::Node),
+            claims: starter.watch(ClaimView::from as fn(PersistentVolumeClaim) -> _, Message::Claim),
+            namespaces: starter.watch(slim_namespace, Message::Namespace),
+            budgets: starter.watch(BudgetView::from as fn(PodDisruptionBudget) -> _, Message::Budget),
+        }
+    }
+
+    /// Waits until enough is known: deciding before would overfill nodes. Claims and volumes may come later: pods that need
+    /// them wait for them.
+    pub(super) async fn wait_synced(&self) {
+        self.pods.wait_synced().await;
+        self.nodes.wait_synced().await;
+        self.namespaces.wait_synced().await;
+        self.budgets.wait_synced().await;
+    }
+}
+
+fn slim_node(mut node: Node) -> Node {
+    slim(&mut node.metadata);
+    node.metadata.annotations = None;
+    if let Some(status) = &mut node.status {
+        status.conditions = None;
+        status.addresses = None;
+        status.node_info = None;
+    }
+    node
+}
+
+fn slim_namespace(mut namespace: Namespace) -> Namespace {
+    slim(&mut namespace.metadata);
+    namespace.spec = None;
+    namespace.status = None;
+    namespace
+}
