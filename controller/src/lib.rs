@@ -8,7 +8,6 @@ pub mod api;
 pub mod auth;
 pub mod config;
 pub mod controllers;
-pub mod cron;
 pub mod informer;
 pub mod leader;
 pub mod pki;
@@ -240,13 +239,22 @@ fn write_admin_kubeconfig(config: &Config, authority: &Authority, port: u16) -> 
     pki::write_private(&config.data_dir.join("admin.kubeconfig"), &text)
 }
 
-/// Makes the namespaces every cluster has.
+/// Makes the namespaces and priority classes every cluster has.
 async fn seed(client: &Client) -> Result<(), kube::Error> {
     let kind = GroupVersionKind::gvk("", "v1", "Namespace");
     let namespaces: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&kind));
     for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         create_unless_there(&namespaces, object).await?;
+    }
+    let kind = GroupVersionKind::gvk("scheduling.k8s.io", "v1", "PriorityClass");
+    let classes: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&kind));
+    for (name, value, description) in resources::SYSTEM_PRIORITY_CLASSES {
+        let object = json!({
+            "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name},
+            "value": value, "description": description,
+        });
+        create_unless_there(&classes, object).await?;
     }
     let kind = GroupVersionKind::gvk("", "v1", "ServiceAccount");
     let accounts: Api<DynamicObject> =

@@ -4,6 +4,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+mod priority;
+
 use super::status::ApiError;
 use super::{Call, objects};
 use crate::auth::signing;
@@ -24,8 +26,30 @@ pub(super) fn on_create(call: &Call, object: &mut Value) -> Result<(), ApiError>
         for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
             tolerate(&mut object["spec"], key, seconds);
         }
+        priority::of_pod(call, object)?;
+        hold_back_if_gated(call, object);
+    }
+    if call.resource.storage == "scheduling.k8s.io/priorityclasses" {
+        priority::only_default(call, object)?;
     }
     Ok(())
+}
+
+/// A pod that must not be scheduled yet says so from the start.
+fn hold_back_if_gated(call: &Call, pod: &mut Value) {
+    if pod["spec"]["schedulingGates"]
+        .as_array()
+        .is_some_and(|gates| !gates.is_empty())
+    {
+        pod["status"]["conditions"] = json!([{
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": "SchedulingGated",
+            "message": "Scheduling is blocked due to non-empty scheduling gates",
+            "lastProbeTime": null,
+            "lastTransitionTime": objects::timestamp(call.now),
+        }]);
+    }
 }
 
 /// A pod outlives the loss of its node by this long unless it says otherwise.
@@ -53,6 +77,9 @@ pub(super) fn on_write(resource: &Resource, object: &mut Value) {
 
 /// On a change, once what may not change was put back.
 pub(super) fn on_change(call: &Call, object: &mut Value) -> Result<(), ApiError> {
+    if call.resource.storage == "scheduling.k8s.io/priorityclasses" {
+        priority::only_default(call, object)?;
+    }
     if call.resource.subresource(&call.path.subresource) == Some(Subresource::Approval) {
         signing::sign_approved(&call.server.authority, object)
             .map_err(|error| ApiError::bad_request(format!("spec.request: {error}")))?;

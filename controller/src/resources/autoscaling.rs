@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::Subresource::Status;
-use super::{Column, Conversion, NAME, Resource, printing, row, text, validation};
+use super::{Column, Conversion, NAME, Resource, printing, row, text};
 
 mod v1;
 
@@ -15,7 +15,6 @@ pub(super) static RESOURCES: &[Resource] = &[
         subresources: &[Status],
         columns: COLUMNS,
         cells,
-        validate: validation::autoscaler::autoscaler,
         ..row(
             "autoscaling",
             "v2",
