@@ -21,6 +21,7 @@ pub mod pod_gc;
 pub mod replication;
 pub mod service_account;
 pub mod share;
+pub mod taint_eviction;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,6 +107,7 @@ type Start = fn(&Arc<Context>);
 const CONTROLLERS: &[(&str, Start)] = &[
     ("node-ipam", node_ipam::start),
     ("node-lifecycle", node_lifecycle::start),
+    ("taint-eviction", taint_eviction::start),
     ("service-account", service_account::start),
     ("replication", replication::start),
     ("deployment", deployment::start),

@@ -1,4 +1,5 @@
-//! Judges nodes by their heartbeats, taints those that are not well, and moves pods off them.
+//! Judges nodes by their heartbeats, and taints those that are not well. Who has to leave because of a taint is for
+//! [`taint_eviction`](super::taint_eviction) to say.
 //!
 //! A heartbeat is a change of the node's Lease (or of its status) *as seen here*: clocks of nodes are not trusted. After a
 //! restart every node therefore has its full grace period again.
@@ -8,11 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, info, warn};
@@ -21,7 +22,6 @@ use super::events::Kind;
 use super::pod::PodView;
 use super::{Context, ControllerError, chain, is_not_found};
 use crate::informer::{Change, IndexKey};
-use crate::scheduler::filter::tolerates;
 
 /// Taint of a node that says it is not ready.
 pub const NOT_READY: &str = "node.kubernetes.io/not-ready";
@@ -38,7 +38,7 @@ const PRESSURE: &[(&str, &str)] = &[
     ("PIDPressure", "node.kubernetes.io/pid-pressure"),
     ("NetworkUnavailable", "node.kubernetes.io/network-unavailable"),
 ];
-/// Pods written to or deleted at a time when a node goes down.
+/// Pods written to at a time when a node goes down.
 const PODS_AT_ONCE: usize = 32;
 
 /// Condition Ready of a node.
@@ -157,39 +157,6 @@ fn tainted(node: &Node, readiness: Readiness, evict: bool, now: Timestamp) -> Op
     (next != current).then_some(next)
 }
 
-/// When a pod has to leave a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Eviction {
-    Never,
-    At(Timestamp),
-}
-
-/// When a pod with these tolerations has to leave a node with these taints. Pods that say nothing about nodes which are not
-/// ready or unreachable get `default`, which Kubernetes writes into every pod at admission.
-fn eviction(taints: &[Taint], tolerations: &[Toleration], default: Duration, now: Timestamp) -> Eviction {
-    let mut due: Option<Timestamp> = None;
-    for taint in taints.iter().filter(|taint| taint.effect == "NoExecute") {
-        let since = taint.time_added.as_ref().map_or(now, |time| time.0);
-        let matching: Vec<&Toleration> = tolerations.iter().filter(|t| tolerates(t, taint)).collect();
-        let seconds = if matching.is_empty() {
-            if ![NOT_READY, UNREACHABLE].contains(&taint.key.as_str()) {
-                return Eviction::At(now);
-            }
-            Some(SignedDuration::try_from(default).unwrap_or(SignedDuration::MAX))
-        } else {
-            let limits = matching.iter().filter_map(|t| t.toleration_seconds);
-            limits
-                .min()
-                .map(|seconds| SignedDuration::from_secs(seconds.max(0)))
-        };
-        if let Some(seconds) = seconds {
-            let at = since.checked_add(seconds).unwrap_or(Timestamp::MAX);
-            due = Some(due.map_or(at, |earlier| earlier.min(at)));
-        }
-    }
-    due.map_or(Eviction::Never, Eviction::At)
-}
-
 #[derive(Debug, Clone, Copy)]
 struct Heartbeat {
     at: Instant,
@@ -306,16 +273,6 @@ async fn monitor(context: &Context, beats: &Heartbeats) {
             debug!(node = node.metadata.name, error = %chain(&error), "node not judged, will retry");
         }
     }
-    for node in &nodes {
-        let taints = node
-            .spec
-            .as_ref()
-            .and_then(|s| s.taints.as_deref())
-            .unwrap_or_default();
-        if taints.iter().any(|taint| taint.effect == "NoExecute") && !all_gone {
-            evict(context, node, taints).await;
-        }
-    }
 }
 
 async fn judge(
@@ -393,42 +350,6 @@ async fn mark_pods_not_ready(context: &Context, node: &str) {
                 .await
                 .map(|_| ())
         }
-    })
-    .await;
-}
-
-async fn evict(context: &Context, node: &Node, taints: &[Taint]) {
-    let now = Timestamp::now();
-    let name = node.metadata.name.as_deref().unwrap_or_default();
-    let pods = context.pods.by_index(&IndexKey::Node(name.into()));
-    let due = pods
-        .into_iter()
-        .filter(|pod| !pod.is_terminating())
-        .filter(
-            |pod| match eviction(taints, &pod.tolerations, context.config.pod_eviction_timeout, now) {
-                Eviction::Never => false,
-                Eviction::At(at) => at <= now,
-            },
-        );
-    for_each_pod(due, |pod| {
-        let api: Api<Pod> = Api::namespaced(context.client.clone(), pod.namespace());
-        let message = format!("Marking for deletion Pod {}/{}", pod.namespace(), pod.name());
-        context.recorder.about(
-            "Pod",
-            "v1",
-            &pod.metadata,
-            Kind::Normal,
-            "TaintManagerEviction",
-            message,
-        );
-        let params = DeleteParams {
-            preconditions: Some(Preconditions {
-                uid: pod.metadata.uid.clone(),
-                resource_version: None,
-            }),
-            ..DeleteParams::default()
-        };
-        async move { api.delete(pod.name(), &params).await.map(|_| ()) }
     })
     .await;
 }
@@ -544,47 +465,5 @@ mod tests {
             2,
             "never heard is unreachable"
         );
-    }
-
-    #[test]
-    fn when_pods_have_to_leave() {
-        let taint = |key: &str, effect: &str| Taint {
-            key: key.into(),
-            effect: effect.into(),
-            time_added: Some(Time(now())),
-            value: None,
-        };
-        let toleration = |key: &str, seconds: Option<i64>| Toleration {
-            key: Some(key.into()),
-            operator: Some("Exists".into()),
-            effect: Some("NoExecute".into()),
-            toleration_seconds: seconds,
-            value: None,
-        };
-        let default = Duration::from_mins(5);
-        let later = now() + SignedDuration::from_secs(10);
-        let at = |seconds| Eviction::At(now() + SignedDuration::from_secs(seconds));
-        let down = [taint(UNREACHABLE, "NoExecute")];
-        for (taints, tolerations, expected) in [
-            (&down[..], vec![], at(300)),
-            (&down[..], vec![toleration(UNREACHABLE, Some(30))], at(30)),
-            (&down[..], vec![toleration(UNREACHABLE, Some(-1))], at(0)),
-            (&down[..], vec![toleration(UNREACHABLE, None)], Eviction::Never),
-            (
-                &down[..],
-                vec![toleration(UNREACHABLE, None), toleration(UNREACHABLE, Some(7))],
-                at(7),
-            ),
-            (&down[..], vec![toleration(NOT_READY, None)], at(300)),
-            (&[taint("other", "NoExecute")][..], vec![], Eviction::At(later)),
-            (&[taint("other", "NoSchedule")][..], vec![], Eviction::Never),
-            (&[][..], vec![], Eviction::Never),
-        ] {
-            assert_eq!(
-                eviction(taints, &tolerations, default, later),
-                expected,
-                "{taints:?} {tolerations:?}"
-            );
-        }
     }
 }
