@@ -8,4 +8,5 @@ mod garbage;
 mod nodes;
 mod rollout;
 mod scale;
+mod scheduling;
 mod world;
