@@ -3,6 +3,7 @@
 //! A request is authenticated, counted, taken apart, authorised, and dispatched by verb. All errors leave as a `Status`.
 
 mod admission;
+mod definitions;
 mod delete;
 mod discovery;
 mod expiry;
@@ -40,6 +41,7 @@ use self::status::{ApiError, json_response};
 use self::write::{Outcome, Reply};
 use crate::auth::authorizer::{self, Attributes};
 use crate::auth::{self, ConnectionIdentity, Identity};
+use crate::custom::Registry;
 use crate::pki::Authority;
 use crate::resources::{self, ResourceRef, Subresource};
 use crate::store::{Object, Store};
@@ -81,6 +83,7 @@ pub struct Server {
     pub(crate) watches: Arc<Semaphore>,
     pub(crate) snapshots: read::Snapshots,
     pub(crate) counters: Counters,
+    pub(crate) custom: Registry,
     pub(crate) limits: Limits,
     requests: Arc<Semaphore>,
     address: String,
@@ -110,6 +113,7 @@ impl Server {
             watches: Arc::new(Semaphore::new(limits.watches)),
             snapshots: read::Snapshots::default(),
             counters: Counters::default(),
+            custom: Registry::default(),
             limits,
             requests: Arc::new(Semaphore::new(limits.requests)),
             address,
@@ -117,14 +121,34 @@ impl Server {
     }
 
     /// What is served under a path.
-    pub(crate) fn resource(&self, path: &ResourcePath) -> Option<ResourceRef> {
-        resources::find(&path.group, &path.version, &path.plural).map(ResourceRef::BuiltIn)
+    async fn resource(&self, path: &ResourcePath) -> Result<ResourceRef, ApiError> {
+        if let Some(built_in) = resources::find(&path.group, &path.version, &path.plural) {
+            return Ok(ResourceRef::BuiltIn(built_in));
+        }
+        self.store.barrier().await?;
+        let table = self.custom.table(self.store.as_ref());
+        let found = table.find(&path.group, &path.version, &path.plural);
+        found
+            .map(|resource| ResourceRef::Custom(Arc::clone(resource)))
+            .ok_or_else(ApiError::no_such_path)
+    }
+
+    /// All that is served, in discovery's order.
+    pub(crate) fn resources(&self) -> Vec<ResourceRef> {
+        let table = self.custom.table(self.store.as_ref());
+        let custom = table.resources().iter().cloned().map(ResourceRef::Custom);
+        resources::all().map(ResourceRef::BuiltIn).chain(custom).collect()
     }
 }
 
 /// The server's routes: everything is decided by the request's own grammar.
 pub fn router(server: Arc<Server>) -> Router {
     Router::new().fallback(handle).with_state(server)
+}
+
+/// Keeps definitions of custom resources and their objects in order, until `shutdown`.
+pub async fn define(server: Arc<Server>) {
+    definitions::run(&server).await;
 }
 
 /// Removes what is kept for a time only, until `shutdown`.
@@ -156,7 +180,7 @@ async fn answer(server: &Arc<Server>, request: Request<Body>) -> Result<Response
     let verb = Verb::of(&parts.method, &parsed, &query).ok_or_else(ApiError::method_not_allowed)?;
     let identity = impersonate(&parts.headers, identity)?;
     authorize(server, &identity, verb, &parsed)?;
-    let resource = server.resource(&parsed).ok_or_else(ApiError::no_such_path)?;
+    let resource = server.resource(&parsed).await?;
     let objects_only = !resource.verbs.contains(&"list");
     let masters = identity.is_in(auth::MASTERS) && parts.extensions.get::<InProcess>().is_some();
     let mut call = Call {
@@ -176,8 +200,14 @@ async fn answer(server: &Arc<Server>, request: Request<Body>) -> Result<Response
     if !masters && call.query.get("resourceVersion") != Some("0") {
         server.store.barrier().await?;
     }
+    let deprecation = call.resource.custom().and_then(|custom| custom.deprecation());
+    let deprecation = deprecation.map(str::to_owned);
+    let warned = move |mut response: Response<Body>| {
+        add_warnings(&mut response, deprecation);
+        response
+    };
     if verb == Verb::Watch {
-        return watch::watch(call).await;
+        return watch::watch(call).await.map(warned);
     }
     // The control plane's own parts are not turned away: they are what gets the work done.
     let permit = if masters {
@@ -191,7 +221,23 @@ async fn answer(server: &Arc<Server>, request: Request<Body>) -> Result<Response
     };
     let response = dispatch(&call, body).await;
     drop(permit);
-    response
+    response.map(warned)
+}
+
+/// Tells the client's user something beside the answer.
+fn add_warnings(response: &mut Response<Body>, warnings: impl IntoIterator<Item = String>) {
+    let mut room = MAX_WARNINGS;
+    for warning in warnings {
+        let Some(left) = room.checked_sub(warning.len()) else {
+            break;
+        };
+        room = left;
+        let text: String = warning.chars().filter(|c| !c.is_control()).collect();
+        let text = text.replace('\\', "\\\\").replace('"', "\\\"");
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {
+            response.headers_mut().append(header::WARNING, value);
+        }
+    }
 }
 
 /// Marks requests that come from within the process.
@@ -385,6 +431,16 @@ impl Call {
         let Self {
             resource, path, verb, ..
         } = self;
+        if *verb == Verb::Create
+            && resource
+                .custom()
+                .is_some_and(|custom| custom.definition().terminating)
+        {
+            let mut error = ApiError::method_not_allowed();
+            "create not allowed while custom resource definition is terminating"
+                .clone_into(&mut error.message);
+            return Err(error);
+        }
         if !resource.namespaced && !path.namespace.is_empty() {
             return Err(ApiError::no_such_path());
         }
@@ -435,19 +491,32 @@ impl Call {
     /// A stored object in the version served.
     pub(crate) fn served(&self, object: &Object) -> Value {
         let mut value = object.value();
-        self.convert(&mut value);
+        match self.resource.custom() {
+            Some(custom) => custom.serve(&mut value, object.revision()),
+            None => self.convert(&mut value),
+        }
         value
     }
 
     fn convert(&self, value: &mut Value) {
         if let Some(conversion) = self.resource.conversion {
             (conversion.served)(value);
+        } else if self.resource.custom().is_some() {
+            value["apiVersion"] = json!(self.resource.api_version());
+        }
+    }
+
+    /// Whether an object's text is what clients of this version get.
+    fn is_served_as_stored(&self, object: &Object) -> bool {
+        match self.resource.custom() {
+            Some(custom) => custom.is_served_as_stored(object.revision()),
+            None => self.resource.conversion.is_none(),
         }
     }
 
     /// The text of a stored object in the version served.
     pub(crate) fn served_text<'a>(&self, object: &'a Object) -> Cow<'a, [u8]> {
-        if self.resource.conversion.is_none() {
+        if self.is_served_as_stored(object) {
             Cow::Borrowed(object.body())
         } else {
             Cow::Owned(self.served(object).to_string().into_bytes())
@@ -473,7 +542,7 @@ impl Call {
 
     /// An object in the form asked for.
     pub(crate) fn render(&self, code: StatusCode, object: &Object) -> Response<Body> {
-        if self.form == Form::Object && self.resource.conversion.is_none() {
+        if self.form == Form::Object && self.is_served_as_stored(object) {
             return json_response(code, object.body().clone());
         }
         self.render_value(code, self.served(object))
@@ -502,18 +571,7 @@ impl Call {
             }
             Outcome::Status(status) => json_response(reply.code, status.to_string()),
         };
-        let mut room = MAX_WARNINGS;
-        for warning in reply.warnings {
-            let Some(left) = room.checked_sub(warning.len()) else {
-                break;
-            };
-            room = left;
-            let text: String = warning.chars().filter(|c| !c.is_control()).collect();
-            let text = text.replace('\\', "\\\\").replace('"', "\\\"");
-            if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {
-                response.headers_mut().append(header::WARNING, value);
-            }
-        }
+        add_warnings(&mut response, reply.warnings);
         response
     }
 }

@@ -8,6 +8,7 @@ pub mod api;
 pub mod auth;
 pub mod config;
 pub mod controllers;
+pub mod custom;
 pub mod informer;
 pub mod leader;
 pub mod pki;
@@ -118,6 +119,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     parts.spawn(async move {
         listener.serve(router, stop).await;
         Ok("API server")
+    });
+    let own = Arc::clone(&server);
+    parts.spawn(async move {
+        api::define(own).await;
+        Ok("definitions")
     });
     parts.spawn(async move {
         api::expire(server).await;

@@ -1,6 +1,7 @@
 //! The table of resources: what the API server serves. A kind is a row here, with functions for what is its own;
 //! nothing else in the server knows a kind by name unless its meaning is special (Namespaces, Pods that end gracefully).
 
+mod apiextensions;
 mod apps;
 mod authentication;
 mod autoscaling;
@@ -20,17 +21,21 @@ mod scheduling;
 mod storage;
 mod validation;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Deref;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::custom::{CustomResource, ObjectSchema};
 use crate::schema::{self, KindSchema};
-use crate::store::Meta;
+use crate::store::{Meta, Object};
 
+pub(crate) use printing::since as cell_of_time;
 pub(crate) use scheduling::SYSTEM_PRIORITY_CLASSES;
 pub use validation::{Problem, Problems, Reason};
+pub(crate) use validation::{immutable, label_problem, subdomain_problem};
 
 /// A printed column of a resource's table.
 #[derive(Clone, Copy, Debug)]
@@ -246,6 +251,8 @@ pub struct Resource {
 pub enum ResourceRef {
     /// A row of the table.
     BuiltIn(&'static Resource),
+    /// One that a CustomResourceDefinition made.
+    Custom(Arc<CustomResource>),
 }
 
 impl Deref for ResourceRef {
@@ -254,6 +261,99 @@ impl Deref for ResourceRef {
     fn deref(&self) -> &Resource {
         match self {
             Self::BuiltIn(resource) => resource,
+            Self::Custom(resource) => resource.row(),
+        }
+    }
+}
+
+impl ResourceRef {
+    /// The custom resource, if it is one.
+    pub(crate) fn custom(&self) -> Option<&Arc<CustomResource>> {
+        match self {
+            Self::BuiltIn(_) => None,
+            Self::Custom(resource) => Some(resource),
+        }
+    }
+
+    /// The schema of the kind.
+    pub fn schema(&self) -> Option<ObjectSchema<'_>> {
+        match self {
+            Self::BuiltIn(resource) => resource.schema().map(ObjectSchema::BuiltIn),
+            Self::Custom(resource) => Some(ObjectSchema::Custom(resource)),
+        }
+    }
+
+    /// The name of its lists.
+    pub fn list_kind(&self) -> Cow<'_, str> {
+        match self {
+            Self::BuiltIn(resource) => format!("{}List", resource.kind).into(),
+            Self::Custom(resource) => resource.list_kind().into(),
+        }
+    }
+
+    /// Abbreviations.
+    pub fn short_names(&self) -> Vec<&str> {
+        match self {
+            Self::BuiltIn(resource) => resource.short_names.to_vec(),
+            Self::Custom(resource) => resource.short_names().iter().map(String::as_str).collect(),
+        }
+    }
+
+    /// Groups of resources it belongs to.
+    pub fn categories(&self) -> Vec<&str> {
+        match self {
+            Self::BuiltIn(resource) => resource.categories.to_vec(),
+            Self::Custom(resource) => resource.categories().iter().map(String::as_str).collect(),
+        }
+    }
+
+    /// The definitions of the table's columns.
+    pub(crate) fn column_definitions(&self) -> Value {
+        match self {
+            Self::BuiltIn(resource) => resource
+                .columns
+                .iter()
+                .map(|column| {
+                    json!({
+                        "name": column.name, "type": column.kind, "format": column.format,
+                        "description": "", "priority": column.priority,
+                    })
+                })
+                .collect(),
+            Self::Custom(resource) => resource.columns(),
+        }
+    }
+
+    /// The cells of an object's row.
+    pub(crate) fn row_cells(&self, object: &Value, now: jiff::Timestamp) -> Vec<Value> {
+        match self {
+            Self::BuiltIn(resource) => (resource.cells)(object, now),
+            Self::Custom(resource) => resource.cells(object, now),
+        }
+    }
+
+    /// Checks an object; on an update the state before is given.
+    pub(crate) fn check(&self, object: &Value, old: Option<&Value>, problems: &mut Problems) {
+        match self {
+            Self::BuiltIn(resource) => (resource.validate)(object, old, problems),
+            Self::Custom(resource) => resource.validate(object, old, problems),
+        }
+    }
+
+    /// Whether selectors may ask about a field.
+    pub(crate) fn selects_by(&self, name: &str) -> bool {
+        self.has_field(name) || self.custom().is_some_and(|resource| resource.has_field(name))
+    }
+
+    /// The value of a selectable field of a stored object; empty if it has none.
+    pub(crate) fn selected_value<'a>(&self, object: &'a Object, name: &str) -> Cow<'a, str> {
+        match (self.field_value(object.meta(), name), self.custom()) {
+            (Some(value), _) => value.into(),
+            (None, Some(resource)) => {
+                let value = resource.field_value(&object.value(), name);
+                value.unwrap_or_default().into()
+            }
+            (None, None) => "".into(),
         }
     }
 }
@@ -338,6 +438,7 @@ static GROUPS: &[&[Resource]] = &[
     policy::RESOURCES,
     rbac::RESOURCES,
     storage::RESOURCES,
+    apiextensions::RESOURCES,
     scheduling::RESOURCES,
     coordination::RESOURCES,
     node::RESOURCES,
@@ -373,7 +474,7 @@ pub fn stored_as(storage: &str) -> Option<&'static Resource> {
 
 /// What the store is to know of an object of `storage`.
 pub fn index(storage: &str, object: &Value) -> Meta {
-    stored_as(storage).map_or_else(Meta::default, |resource| resource.index(object))
+    stored_as(storage).map_or_else(|| meta(object, &[]), |resource| resource.index(object))
 }
 
 impl Resource {
@@ -421,22 +522,7 @@ impl Resource {
 
     /// What selectors ask about in an object in the store's form.
     pub fn index(&self, object: &Value) -> Meta {
-        let metadata = &object["metadata"];
-        let text = |value: &Value| Box::<str>::from(value.as_str().unwrap_or_default());
-        Meta {
-            namespace: text(&metadata["namespace"]),
-            name: text(&metadata["name"]),
-            labels: metadata["labels"]
-                .as_object()
-                .map(|labels| {
-                    labels
-                        .iter()
-                        .map(|(k, v)| (Box::from(k.as_str()), text(v)))
-                        .collect()
-                })
-                .unwrap_or_default(),
-            fields: self.fields.iter().map(|field| field.value(object)).collect(),
-        }
+        meta(object, self.fields)
     }
 
     /// The value of a selectable field; `None` if selectors may not ask about it.
@@ -455,6 +541,25 @@ impl Resource {
     pub fn has_field(&self, name: &str) -> bool {
         matches!(name, "metadata.name" | "metadata.namespace")
             || self.fields.iter().any(|field| field.name == name)
+    }
+}
+
+fn meta(object: &Value, fields: &[Field]) -> Meta {
+    let metadata = &object["metadata"];
+    let text = |value: &Value| Box::<str>::from(value.as_str().unwrap_or_default());
+    Meta {
+        namespace: text(&metadata["namespace"]),
+        name: text(&metadata["name"]),
+        labels: metadata["labels"]
+            .as_object()
+            .map(|labels| {
+                labels
+                    .iter()
+                    .map(|(k, v)| (Box::from(k.as_str()), text(v)))
+                    .collect()
+            })
+            .unwrap_or_default(),
+        fields: fields.iter().map(|field| field.value(object)).collect(),
     }
 }
 
@@ -484,7 +589,7 @@ pub fn validate_metadata(resource: &Resource, object: &Value, old: Option<&Value
         let problem = if resource.group == "rbac.authorization.k8s.io" {
             validation::path_segment_problem(text)
         } else {
-            validation::subdomain_problem(text)
+            subdomain_problem(text)
         };
         if let Some(problem) = problem {
             problems.invalid("metadata.name", name, &problem);

@@ -41,6 +41,20 @@ pub fn kind(group: &str, version: &str, kind: &str) -> Option<KindSchema> {
 }
 
 impl KindSchema {
+    /// The schema of the metadata that every object has.
+    ///
+    /// # Panics
+    /// Never: the table has it.
+    pub fn object_meta() -> Self {
+        let root = facts::table().type_named("meta.v1.ObjectMeta");
+        Self {
+            group: "",
+            version: "v1",
+            kind: "ObjectMeta",
+            root: facts::Shape::Struct(root.expect("the table has metadata")),
+        }
+    }
+
     /// The API group, empty for the core.
     pub fn group(&self) -> &'static str {
         self.group
@@ -99,7 +113,13 @@ impl KindSchema {
     ///
     /// `live` is `None` when the object does not exist yet. The result is to be pruned, defaulted and validated.
     pub fn apply(&self, live: Option<&Value>, request: &ApplyRequest<'_>) -> Result<Value, ApplyError> {
-        apply::apply(self, live, request)
+        let check = |applied: &Value| {
+            if let Some(field) = self.unknown_fields(applied).first() {
+                return Err(format!(".{field}: field not declared in schema"));
+            }
+            self.check_types(applied).map_err(|error| error.to_string())
+        };
+        apply::apply(&apply::Target::built_in(self), check, live, request)
     }
 
     /// Brings `managedFields` of `new` up to date after a create, update or patch by `manager`.
@@ -107,7 +127,7 @@ impl KindSchema {
     /// Call it with the object as it would be stored (pruned, defaulted). An empty list of managed fields in `new`
     /// forgets all earlier managers, as in Kubernetes.
     pub fn track_update(&self, live: Option<&Value>, new: &mut Value, manager: &Manager<'_>) {
-        apply::track_update(self, live, new, manager);
+        apply::track_update(&apply::Target::built_in(self), live, new, manager);
     }
 }
 

@@ -73,6 +73,9 @@ pub(super) fn on_write(resource: &Resource, object: &mut Value) {
     if resource.storage == "secrets" {
         fold_string_data(object);
     }
+    if resource.storage == crate::custom::DEFINITIONS {
+        super::definitions::keep_stored_versions(object);
+    }
 }
 
 /// On a change, once what may not change was put back.

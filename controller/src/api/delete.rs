@@ -11,7 +11,7 @@ use super::negotiate::Decoded;
 use super::read::Filter;
 use super::status::{ApiError, success};
 use super::write::{Outcome, Reply};
-use super::{Call, objects};
+use super::{Call, definitions, objects};
 use crate::resources::Resource;
 use crate::store::{Encoded, Expect, Object, Operation, StoreError, Write};
 
@@ -211,6 +211,11 @@ fn step(
         metadata.remove("finalizers");
     }
     let terminating = objects::is_terminating(object);
+    if resource.storage == crate::custom::DEFINITIONS && !terminating {
+        definitions::mark_deleted(&mut marked, now);
+        mark(&mut marked, 0, now);
+        return Ok(Step::Mark(marked));
+    }
     if resource.storage == "namespaces" {
         let content = object["spec"]["finalizers"]
             .as_array()
@@ -328,7 +333,7 @@ pub(crate) async fn delete_collection(call: &Call, options: &Options) -> Result<
         }
     }
     let list = json!({
-        "kind": format!("{}List", call.resource.kind), "apiVersion": call.resource.api_version(),
+        "kind": call.resource.list_kind(), "apiVersion": call.resource.api_version(),
         "metadata": {"resourceVersion": call.server.store.revision().to_string()}, "items": items,
     });
     Ok(Reply::status(StatusCode::OK, list))

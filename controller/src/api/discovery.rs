@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use crate::resources::{self, Resource, Subresource};
+use crate::resources::{ResourceRef, Subresource};
 
 /// The media type of the aggregated form; clients ignore the answer under any other.
 pub(crate) const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
@@ -20,9 +20,9 @@ pub(crate) fn wants_aggregated(accept: &str) -> bool {
 }
 
 /// The groups in discovery's order, each with its versions; the first is preferred.
-fn groups() -> Vec<(&'static str, Vec<&'static str>)> {
+fn groups(resources: &[ResourceRef]) -> Vec<(&'static str, Vec<&'static str>)> {
     let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
-    for resource in resources::all() {
+    for resource in resources {
         match groups.iter_mut().find(|(group, _)| *group == resource.group) {
             Some((_, versions)) if versions.contains(&resource.version) => {}
             Some((_, versions)) => versions.push(resource.version),
@@ -33,8 +33,8 @@ fn groups() -> Vec<(&'static str, Vec<&'static str>)> {
 }
 
 /// The paths of all group versions below the root: `api/v1`, `apis/apps/v1`.
-pub(crate) fn group_versions() -> Vec<String> {
-    let groups = groups().into_iter();
+pub(crate) fn group_versions(resources: &[ResourceRef]) -> Vec<String> {
+    let groups = groups(resources).into_iter();
     groups
         .flat_map(|(group, versions)| {
             versions.into_iter().map(move |version| {
@@ -49,15 +49,17 @@ pub(crate) fn group_versions() -> Vec<String> {
 }
 
 /// The aggregated form: of the core group, or of all others.
-pub(crate) fn aggregated(core: bool) -> Value {
-    let items: Vec<_> = groups()
+pub(crate) fn aggregated(resources: &[ResourceRef], core: bool) -> Value {
+    let items: Vec<_> = groups(resources)
         .into_iter()
         .filter(|(group, _)| group.is_empty() == core)
         .map(|(group, versions)| {
             let versions: Vec<_> = versions
                 .into_iter()
                 .map(|version| {
-                    let rows = rows(group, version).map(aggregated_resource).collect::<Vec<_>>();
+                    let rows = rows(resources, group, version)
+                        .map(aggregated_resource)
+                        .collect::<Vec<_>>();
                     json!({"version": version, "freshness": "Current", "resources": rows})
                 })
                 .collect();
@@ -70,7 +72,7 @@ pub(crate) fn aggregated(core: bool) -> Value {
     })
 }
 
-fn aggregated_resource(resource: &Resource) -> Value {
+fn aggregated_resource(resource: &ResourceRef) -> Value {
     let mut entry = json!({
         "resource": resource.plural,
         "responseKind": {"group": resource.group, "version": resource.version, "kind": resource.kind},
@@ -94,7 +96,7 @@ fn aggregated_resource(resource: &Resource) -> Value {
 }
 
 fn response_kind(
-    resource: &Resource,
+    resource: &ResourceRef,
     subresource: Subresource,
 ) -> (&'static str, &'static str, &'static str) {
     subresource.foreign_kind().unwrap_or((
@@ -113,8 +115,10 @@ pub(crate) fn core_versions(server: &str) -> Value {
 }
 
 /// `/apis`.
-pub(crate) fn group_list() -> Value {
-    let named = groups().into_iter().filter(|(group, _)| !group.is_empty());
+pub(crate) fn group_list(resources: &[ResourceRef]) -> Value {
+    let named = groups(resources)
+        .into_iter()
+        .filter(|(group, _)| !group.is_empty());
     let groups: Vec<_> = named
         .map(|(name, versions)| Value::Object(group_fields(name, &versions)))
         .collect();
@@ -122,8 +126,8 @@ pub(crate) fn group_list() -> Value {
 }
 
 /// `/apis/<group>`.
-pub(crate) fn group(name: &str) -> Option<Value> {
-    let (name, versions) = groups()
+pub(crate) fn group(resources: &[ResourceRef], name: &str) -> Option<Value> {
+    let (name, versions) = groups(resources)
         .into_iter()
         .find(|(group, _)| *group == name && !name.is_empty())?;
     let mut fields = group_fields(name, &versions);
@@ -145,12 +149,10 @@ fn group_fields(name: &str, versions: &[&str]) -> Map<String, Value> {
 }
 
 /// `/api/v1`, `/apis/<group>/<version>`.
-pub(crate) fn resource_list(group: &str, version: &str) -> Option<Value> {
-    if !resources::serves(group, version) {
-        return None;
-    }
+pub(crate) fn resource_list(resources: &[ResourceRef], group: &str, version: &str) -> Option<Value> {
+    rows(resources, group, version).next()?;
     let mut entries = BTreeMap::new();
-    for resource in rows(group, version) {
+    for resource in rows(resources, group, version) {
         let mut entry = json!({
             "name": resource.plural, "singularName": resource.singular, "namespaced": resource.namespaced,
             "kind": resource.kind, "verbs": resource.verbs,
@@ -181,15 +183,21 @@ pub(crate) fn resource_list(group: &str, version: &str) -> Option<Value> {
     }))
 }
 
-fn rows(group: &str, version: &str) -> impl Iterator<Item = &'static Resource> {
-    resources::all().filter(move |resource| resource.group == group && resource.version == version)
+fn rows<'a>(
+    resources: &'a [ResourceRef],
+    group: &'a str,
+    version: &'a str,
+) -> impl Iterator<Item = &'a ResourceRef> {
+    let rows = resources.iter();
+    rows.filter(move |resource| resource.group == group && resource.version == version)
 }
 
-fn add_names(entry: &mut Value, resource: &Resource) {
-    if !resource.short_names.is_empty() {
-        entry["shortNames"] = json!(resource.short_names);
+fn add_names(entry: &mut Value, resource: &ResourceRef) {
+    let (short_names, categories) = (resource.short_names(), resource.categories());
+    if !short_names.is_empty() {
+        entry["shortNames"] = json!(short_names);
     }
-    if !resource.categories.is_empty() {
-        entry["categories"] = json!(resource.categories);
+    if !categories.is_empty() {
+        entry["categories"] = json!(categories);
     }
 }

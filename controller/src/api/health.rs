@@ -1,5 +1,6 @@
 //! Paths that are no resource's: discovery, schemas, version, health, metrics.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
@@ -20,12 +21,12 @@ pub(super) fn serve(
 ) -> Option<Result<Response<Body>, ApiError>> {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let response = match parts.as_slice() {
-        [""] => json(&root()),
+        [""] => json(&root(server)),
         ["version"] => json(&version()),
         ["healthz" | "livez" | "readyz", ..] => text("ok"),
         ["metrics"] => text(metrics(server)),
         ["api" | "apis"] if discovery::wants_aggregated(accept(headers)) => {
-            let mut response = json(&discovery::aggregated(parts[0] == "api"));
+            let mut response = json(&discovery::aggregated(&server.resources(), parts[0] == "api"));
             let headers = response.headers_mut();
             headers.insert(
                 header::CONTENT_TYPE,
@@ -35,16 +36,17 @@ pub(super) fn serve(
             response
         }
         ["api"] => json(&discovery::core_versions(&server.address)),
-        ["apis"] => json(&discovery::group_list()),
-        ["api", version] => json(&discovery::resource_list("", version)?),
-        ["apis", group] => json(&discovery::group(group)?),
-        ["apis", group, version] => json(&discovery::resource_list(group, version)?),
+        ["apis"] => json(&discovery::group_list(&server.resources())),
+        ["api", version] => json(&discovery::resource_list(&server.resources(), "", version)?),
+        ["apis", group] => json(&discovery::group(&server.resources(), group)?),
+        ["apis", group, version] => json(&discovery::resource_list(&server.resources(), group, version)?),
         ["openapi", "v2"] => return Some(openapi_v2(headers)),
         ["openapi", "v3"] => {
-            let paths = discovery::group_versions();
-            json(&openapi::v3_root(paths.iter().map(String::as_str)))
+            let paths = discovery::group_versions(&server.resources());
+            let find = |path: &str| document(server, path);
+            json(&openapi::v3_root(paths.iter().map(String::as_str), find))
         }
-        ["openapi", "v3", rest @ ..] => openapi_v3(&rest.join("/"), headers)?,
+        ["openapi", "v3", rest @ ..] => openapi_v3(server, &rest.join("/"), headers)?,
         _ => return None,
     };
     Some(Ok(response))
@@ -68,10 +70,10 @@ fn text(text: impl Into<Body>) -> Response<Body> {
     response
 }
 
-fn root() -> Value {
+fn root(server: &Server) -> Value {
     let mut paths = vec!["/api".to_owned(), "/apis".to_owned()];
     paths.extend(
-        discovery::group_versions()
+        discovery::group_versions(&server.resources())
             .into_iter()
             .map(|path| format!("/{path}")),
     );
@@ -119,8 +121,13 @@ fn openapi_v2(headers: &HeaderMap) -> Result<Response<Body>, ApiError> {
     Ok(response)
 }
 
-fn openapi_v3(path: &str, headers: &HeaderMap) -> Option<Response<Body>> {
-    let document = openapi::v3_group(path)?;
+/// The OpenAPI document of a group version.
+fn document(server: &Server, path: &str) -> Option<openapi::Document> {
+    openapi::v3_group(path).or_else(|| server.custom.table(server.store.as_ref()).document(path))
+}
+
+fn openapi_v3(server: &Server, path: &str, headers: &HeaderMap) -> Option<Response<Body>> {
+    let document = document(server, path)?;
     let tag = format!("\"{}\"", document.hash);
     let known = headers
         .get(header::IF_NONE_MATCH)
@@ -189,8 +196,10 @@ fn metrics(server: &Server) -> String {
         text,
         "# HELP weft_store_objects Objects stored.\n# TYPE weft_store_objects gauge\n"
     );
-    for resource in crate::resources::all() {
-        if resource.conversion.is_none() && !resource.storage.is_empty() {
+    let mut told = BTreeSet::new();
+    for resource in server.resources() {
+        let stored = resource.conversion.is_none() && !resource.storage.is_empty();
+        if stored && told.insert(resource.storage) {
             let count = server.store.count(resource.storage);
             let _ = writeln!(
                 text,

@@ -7,6 +7,7 @@ use super::Call;
 use super::negotiate::{Decoded, content_type, decode_json, decode_yaml};
 use super::status::ApiError;
 use super::write::{self, Change, Reply};
+use crate::custom::ObjectSchema;
 use crate::schema::patch as json_patches;
 
 const JSON: &str = "application/json-patch+json";
@@ -16,6 +17,10 @@ const APPLY: &str = "application/apply-patch+yaml";
 /// Patches a kind with a schema takes.
 const ACCEPTED: &str = "application/json-patch+json, application/merge-patch+json, \
      application/strategic-merge-patch+json, application/apply-patch+yaml";
+
+/// Patches a custom resource takes: nothing tells how its lists would merge strategically.
+const ACCEPTED_BY_CUSTOM: &str =
+    "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml";
 
 /// PATCH.
 pub(crate) async fn patch(call: &Call, body: &Bytes) -> Result<Reply, ApiError> {
@@ -51,8 +56,10 @@ pub(crate) fn patched(call: &Call, kind: &str, current: &Value, patch: &Value) -
     match kind {
         JSON => json_patches::json_patch(current, patch),
         STRATEGIC => match call.resource.schema() {
-            Some(schema) => schema.strategic_merge(current, patch),
-            None => return Err(ApiError::unsupported_media_type(ACCEPTED)),
+            Some(ObjectSchema::BuiltIn(schema)) => schema.strategic_merge(current, patch),
+            Some(ObjectSchema::Custom(_)) | None => {
+                return Err(ApiError::unsupported_media_type(ACCEPTED_BY_CUSTOM));
+            }
         },
         _ => json_patches::json_merge(current, patch),
     }

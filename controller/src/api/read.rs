@@ -46,7 +46,7 @@ impl Filter {
         }
         let fields = FieldSelector::parse(&text).map_err(bad)?;
         for requirement in fields.requirements() {
-            if !call.resource.has_field(&requirement.field) {
+            if !call.resource.selects_by(&requirement.field) {
                 let message = format!("field label not supported: {}", requirement.field);
                 return Err(ApiError::bad_request(message));
             }
@@ -69,7 +69,7 @@ impl Filter {
             && self.labels.matches(meta)
             && self
                 .fields
-                .matches(|field| self.resource.field_value(meta, field).unwrap_or_default())
+                .matches(|field| self.resource.selected_value(object, field))
     }
 
     /// The matching objects and the revision they are of.
@@ -397,8 +397,8 @@ impl Page {
 
     fn objects(&self, call: &Call, metadata: &Value) -> Bytes {
         let head = format!(
-            "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
-            call.resource.kind,
+            "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
+            call.resource.list_kind(),
             call.resource.api_version()
         );
         let size: usize = self.items.iter().map(|object| object.body().len() + 1).sum();

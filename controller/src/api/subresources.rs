@@ -10,6 +10,7 @@ use super::negotiate::{Decoded, content_type, decode_json};
 use super::status::{ApiError, json_response, success};
 use super::write::{self, Change, Outcome, Reply};
 use super::{Call, objects};
+use crate::custom::json_path::JsonPath;
 use crate::resources::{Problems, Subresource};
 use crate::schema::patch as json_patches;
 
@@ -115,9 +116,21 @@ async fn evict(call: &Call, eviction: &Value) -> Result<Reply, ApiError> {
     Ok(Reply::status(StatusCode::CREATED, success(Value::Null)))
 }
 
-/// The object's scale.
-fn scale_of(call: &Call, object: &Value) -> Value {
-    let metadata = &object["metadata"];
+/// Where an object has its number of replicas, as it should be and as it is, and the selector in its string form.
+fn replicas(call: &Call, object: &Value) -> (i64, i64, String) {
+    let number = |value: &Value| value.as_i64().unwrap_or_default();
+    if let Some(scale) = call.resource.custom().and_then(|custom| custom.scale()) {
+        let first = |path: &JsonPath| path.find(object).first().map_or(0, |value| number(value));
+        let selector = scale
+            .selector
+            .as_ref()
+            .and_then(|path| path.find(object).first()?.as_str());
+        return (
+            first(&scale.spec_replicas),
+            first(&scale.status_replicas),
+            selector.unwrap_or_default().to_owned(),
+        );
+    }
     let selector = &object["spec"]["selector"];
     let labels = if call.resource.group.is_empty() {
         json!({"matchLabels": selector})
@@ -125,18 +138,41 @@ fn scale_of(call: &Call, object: &Value) -> Value {
         selector.clone()
     };
     let selector = crate::selector::LabelSelector::from_value(&labels).map(|s| s.to_string());
-    json!({
+    (
+        number(&object["spec"]["replicas"]),
+        number(&object["status"]["replicas"]),
+        selector.unwrap_or_default(),
+    )
+}
+
+fn set_replicas(call: &Call, object: &mut Value, count: i64) {
+    let scale = call.resource.custom().and_then(|custom| custom.scale());
+    let path = scale.and_then(|scale| scale.spec_replicas.fields());
+    let mut place = object;
+    for name in path.as_deref().unwrap_or(&["spec", "replicas"]) {
+        if !place.is_object() {
+            *place = json!({});
+        }
+        place = &mut place[*name];
+    }
+    *place = json!(count);
+}
+
+/// The object's scale.
+fn scale_of(call: &Call, object: &Value) -> Value {
+    let metadata = &object["metadata"];
+    let (wanted, there, selector) = replicas(call, object);
+    let mut scale = json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1",
         "metadata": {
             "name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"],
             "resourceVersion": metadata["resourceVersion"], "creationTimestamp": metadata["creationTimestamp"],
         },
-        "spec": {"replicas": object["spec"]["replicas"].as_i64().unwrap_or_default()},
-        "status": {
-            "replicas": object["status"]["replicas"].as_i64().unwrap_or_default(),
-            "selector": selector.unwrap_or_default(),
-        },
-    })
+        "spec": {"replicas": wanted},
+        "status": {"replicas": there, "selector": selector},
+    });
+    objects::drop_nulls(&mut scale);
+    scale
 }
 
 /// PATCH of a scale.
@@ -194,7 +230,7 @@ async fn scale(call: &Call, compute: impl Fn(&Value) -> Result<Value, ApiError>)
             return Err(ApiError::invalid(&call.resource, &call.path.name, &problems));
         }
         let mut object = object.clone();
-        object["spec"]["replicas"] = json!(count);
+        set_replicas(call, &mut object, count.unwrap_or_default());
         let version = &scaled["metadata"]["resourceVersion"];
         if version.as_str().is_some_and(|version| !version.is_empty()) {
             object["metadata"]["resourceVersion"] = version.clone();

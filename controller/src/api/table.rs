@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::resources::Resource;
+use crate::resources::ResourceRef;
 
 /// How much of the object a row carries along.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ impl Include {
 
 /// A table of objects; `metadata` is the list's.
 pub(crate) fn table(
-    resource: &Resource,
+    resource: &ResourceRef,
     objects: &[Value],
     metadata: Value,
     include: Include,
@@ -42,7 +42,7 @@ pub(crate) fn table(
         .collect();
     json!({
         "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
-        "columnDefinitions": if headings { columns(resource) } else { json!([]) },
+        "columnDefinitions": if headings { resource.column_definitions() } else { json!([]) },
         "rows": rows,
     })
 }
@@ -54,18 +54,8 @@ pub(crate) fn partial(object: &Value) -> Value {
     })
 }
 
-fn columns(resource: &Resource) -> Value {
-    let columns = resource.columns.iter().map(|column| {
-        json!({
-            "name": column.name, "type": column.kind, "format": column.format,
-            "description": "", "priority": column.priority,
-        })
-    });
-    columns.collect()
-}
-
-fn row(resource: &Resource, object: &Value, include: Include, now: Timestamp) -> Value {
-    let cells = (resource.cells)(object, now);
+fn row(resource: &ResourceRef, object: &Value, include: Include, now: Timestamp) -> Value {
+    let cells = resource.row_cells(object, now);
     match include {
         Include::Metadata => json!({"cells": cells, "object": partial(object)}),
         Include::Object => json!({"cells": cells, "object": object}),

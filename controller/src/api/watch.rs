@@ -139,11 +139,20 @@ impl Watcher {
                 return None;
             }
             let bookmark = self.next_bookmark.unwrap_or(self.deadline);
+            let custom = self.encoder.call.resource.custom();
+            let redefined = async {
+                match custom {
+                    Some(custom) => custom.ended().cancelled().await,
+                    None => std::future::pending().await,
+                }
+            };
             let wake = tokio::select! {
                 biased;
                 () = self.server.shutdown.cancelled() => Wake::End,
                 () = sleep_until(self.deadline) => Wake::End,
                 batch = self.changes.next() => Wake::Changes(batch),
+                // The client comes back and is served by the new definition, or hears that there is none.
+                () = redefined => Wake::End,
                 () = sleep_until(bookmark) => Wake::Bookmark,
             };
             match wake {

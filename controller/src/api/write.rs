@@ -9,8 +9,9 @@ use super::negotiate::Decoded;
 use super::objects;
 use super::status::ApiError;
 use super::{Call, admission};
-use crate::resources::{Problems, Resource, Subresource};
-use crate::schema::{ApplyError, ApplyRequest, KindSchema, Manager};
+use crate::custom::ObjectSchema;
+use crate::resources::{Problems, Resource, ResourceRef, Subresource};
+use crate::schema::{ApplyError, ApplyRequest, Manager};
 use crate::store::{Encoded, Expect, Object, Operation, StoreError, Write};
 
 /// How often a change is tried again when others write the object meanwhile.
@@ -93,6 +94,9 @@ pub(crate) fn receive(call: &Call, decoded: Decoded, warnings: &mut Vec<String>)
     value["apiVersion"] = json!(expected);
     value["kind"] = json!(resource.kind);
     check_fields(call, resource.schema(), &mut value, duplicates, warnings)?;
+    if resource.storage == crate::custom::DEFINITIONS {
+        warnings.extend(crate::custom::warnings(&value));
+    }
     objects::drop_nulls(&mut value);
     if !value["metadata"].is_object() {
         value["metadata"] = json!({});
@@ -102,7 +106,7 @@ pub(crate) fn receive(call: &Call, decoded: Decoded, warnings: &mut Vec<String>)
 
 fn check_fields(
     call: &Call,
-    schema: Option<KindSchema>,
+    schema: Option<ObjectSchema<'_>>,
     value: &mut Value,
     duplicates: Vec<String>,
     warnings: &mut Vec<String>,
@@ -171,6 +175,9 @@ async fn create_object(
     }
     if let Some(conversion) = resource.conversion {
         (conversion.stored)(&mut object);
+    }
+    if let Some(custom) = resource.custom() {
+        object["apiVersion"] = json!(custom.stored_api_version());
     }
     let stored = call.stored_resource();
     (stored.prepare)(&mut object);
@@ -292,10 +299,10 @@ fn namespace_accepts(call: &Call, name: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn validate(resource: &Resource, object: &Value, old: Option<&Value>) -> Result<(), ApiError> {
+fn validate(resource: &ResourceRef, object: &Value, old: Option<&Value>) -> Result<(), ApiError> {
     let mut problems = Problems::default();
     crate::resources::validate_metadata(resource, object, old, &mut problems);
-    (resource.validate)(object, old, &mut problems);
+    resource.check(object, old, &mut problems);
     if problems.0.is_empty() {
         Ok(())
     } else {
@@ -303,7 +310,7 @@ fn validate(resource: &Resource, object: &Value, old: Option<&Value>) -> Result<
     }
 }
 
-fn track(call: &Call, schema: KindSchema, old: Option<&Value>, new: &mut Value) {
+fn track(call: &Call, schema: ObjectSchema<'_>, old: Option<&Value>, new: &mut Value) {
     let time = objects::timestamp(call.now);
     let name = call.field_manager();
     let manager = Manager {
@@ -322,6 +329,17 @@ pub(crate) struct Change {
     pub(crate) tracked: bool,
 }
 
+impl Call {
+    /// An object as it was before a change, in the store's form.
+    fn before(&self, object: &Object) -> Value {
+        let mut value = object.value();
+        if let Some(custom) = self.resource.custom() {
+            custom.renew(&mut value, object.revision());
+        }
+        value
+    }
+}
+
 /// Changes an object: reads it, lets `compute` say what it shall be, writes it if nobody else has meanwhile.
 pub(crate) async fn change(
     call: &Call,
@@ -338,7 +356,7 @@ pub(crate) async fn change(
             warnings,
             tracked,
         } = compute(&served)?;
-        let old = current.value();
+        let old = call.before(&current);
         let Some(new) = finish(call, &old, object, tracked)? else {
             return Ok(Reply {
                 code: StatusCode::OK,
@@ -445,6 +463,9 @@ fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Opt
         _ => {}
     }
     objects::carry_over(&mut new, old);
+    if let Some(custom) = resource.custom() {
+        new["apiVersion"] = json!(custom.stored_api_version());
+    }
     let stored = call.stored_resource();
     admission::on_write(&stored, &mut new);
     if let Some(schema) = stored.schema() {
@@ -455,7 +476,10 @@ fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Opt
     if objects::same(old, &new) {
         return Ok(None);
     }
-    if resource.generation && objects::spec_differs(old, &new) {
+    let status_counts = resource.custom().is_some() && !resource.has_status();
+    if resource.generation
+        && (objects::spec_differs(old, &new) || status_counts && old["status"] != new["status"])
+    {
         let generation = old["metadata"]["generation"].as_i64().unwrap_or_default();
         new["metadata"]["generation"] = json!(generation + 1);
     }

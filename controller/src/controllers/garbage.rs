@@ -14,6 +14,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPoli
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher;
 use serde_json::json;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -147,6 +148,8 @@ struct Collector {
     graph: Mutex<Graph>,
     kinds: RwLock<HashMap<(String, String), Arc<AnyKind>>>,
     queue: Queue<ObjectKey>,
+    /// Told when the kinds there are may have changed.
+    defined: Notify,
 }
 
 pub(crate) fn start(context: &Arc<Context>) {
@@ -156,6 +159,7 @@ pub(crate) fn start(context: &Arc<Context>) {
         graph: Mutex::default(),
         kinds: RwLock::default(),
         queue: queue.clone(),
+        defined: Notify::new(),
     });
     let synced = CancellationToken::new();
     let (follower, done) = (collector.clone(), synced.clone());
@@ -221,6 +225,7 @@ impl Collector {
             tokio::select! {
                 () = shutdown.cancelled() => {}
                 () = tokio::time::sleep(pause) => {}
+                () = self.defined.notified() => {}
             }
         }
     }
@@ -234,8 +239,14 @@ impl Collector {
         let store: Arc<Store<Node>> = Store::new();
         let stop = self.context.shutdown.child_token();
         let collector = self.clone();
+        let defines = kind.resource.kind == "CustomResourceDefinition";
         store.subscribe(move |change| match (change.old, change.new) {
-            (_, Some(node)) => collector.seen(node),
+            (_, Some(node)) => {
+                if defines {
+                    collector.defined.notify_one();
+                }
+                collector.seen(node);
+            }
             (Some(node), None) => collector.lost(node),
             (None, None) => {}
         });

@@ -15,7 +15,7 @@ pub(super) fn age(object: &Value, now: Timestamp) -> Value {
 }
 
 /// How long ago a time was; `<unknown>` if there is none.
-pub(super) fn since(time: &Value, now: Timestamp) -> Value {
+pub(crate) fn since(time: &Value, now: Timestamp) -> Value {
     match time.as_str().and_then(|text| text.parse::<Timestamp>().ok()) {
         Some(time) => duration(now.as_second() - time.as_second()).into(),
         None => "<unknown>".into(),

@@ -27,6 +27,12 @@ pub enum Reason {
     Duplicate,
     /// A value names what is not there.
     NotFound,
+    /// A text is too long.
+    TooLong,
+    /// A list or map has too many entries.
+    TooMany,
+    /// A value is not of the right type.
+    TypeInvalid,
 }
 
 /// One problem.
@@ -50,6 +56,9 @@ impl Problem {
             Reason::Forbidden => "FieldValueForbidden",
             Reason::Duplicate => "FieldValueDuplicate",
             Reason::NotFound => "FieldValueNotFound",
+            Reason::TooLong => "FieldValueTooLong",
+            Reason::TooMany => "FieldValueTooMany",
+            Reason::TypeInvalid => "FieldValueTypeInvalid",
         };
         json!({"reason": reason, "message": self.message, "field": self.field})
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::KindSchema;
+use crate::custom::schema::Schema;
 
 mod field_set;
 mod managers;
@@ -23,6 +23,33 @@ pub struct Manager<'a> {
     pub subresource: Option<&'a str>,
     /// The time of the write, RFC 3339 with seconds.
     pub time: &'a str,
+}
+
+/// What is applied to: the schema and name of a kind.
+pub(crate) struct Target<'a> {
+    root: Slot<'a>,
+    api_version: String,
+    kind: &'a str,
+}
+
+impl<'a> Target<'a> {
+    /// A built-in kind.
+    pub(super) fn built_in(schema: &super::KindSchema) -> Self {
+        Self {
+            root: Slot::root(schema.root()),
+            api_version: schema.api_version(),
+            kind: schema.kind(),
+        }
+    }
+
+    /// A custom resource.
+    pub(crate) fn custom(schema: &'a Schema, api_version: String, kind: &'a str) -> Self {
+        Self {
+            root: Slot::custom(schema),
+            api_version,
+            kind,
+        }
+    }
 }
 
 /// One server-side apply.
@@ -121,23 +148,25 @@ fn strip(set: &mut FieldSet, subresource: Option<&str>) {
     set.member = false;
 }
 
-pub(super) fn apply(
-    schema: &KindSchema,
+/// Applies; `check` says what is wrong with the applied object's fields.
+pub(crate) fn apply(
+    target: &Target<'_>,
+    check: impl Fn(&Value) -> Result<(), String>,
     live: Option<&Value>,
     request: &ApplyRequest<'_>,
 ) -> Result<Value, ApplyError> {
     let manager = request.manager;
     let mut applied = request.applied.clone();
-    check_applied(schema, &mut applied)?;
-    let slot = Slot::root(schema.root());
+    check_applied(target, check, &mut applied)?;
+    let slot = target.root;
     let mut owned = walk::collect(slot, &applied);
     strip(&mut owned, manager.subresource);
     let mut merged = walk::merge(slot, live, &applied);
     let mut entries = match live {
         None => Vec::new(),
-        Some(live) => managers::read(live).unwrap_or_else(|| before_first_apply(schema, live)),
+        Some(live) => managers::read(live).unwrap_or_else(|| before_first_apply(target, live)),
     };
-    let api_version = schema.api_version();
+    let api_version = target.api_version.clone();
     let is_own = |entry: &Entry| entry.is(manager.name, Operation::Apply, &api_version, manager.subresource);
     let previous = entries.iter().find(|entry| is_own(entry)).cloned();
     entries.retain(|entry| !is_own(entry));
@@ -174,7 +203,11 @@ pub(super) fn apply(
 }
 
 /// Whatever can be wrong with the applied object itself.
-fn check_applied(schema: &KindSchema, applied: &mut Value) -> Result<(), ApplyError> {
+fn check_applied(
+    target: &Target<'_>,
+    check: impl Fn(&Value) -> Result<(), String>,
+    applied: &mut Value,
+) -> Result<(), ApplyError> {
     let Value::Object(object) = &mut *applied else {
         return Err(ApplyError::Malformed(
             "an applied configuration must be an object".to_owned(),
@@ -202,27 +235,21 @@ fn check_applied(schema: &KindSchema, applied: &mut Value) -> Result<(), ApplyEr
         };
         ApplyError::Malformed(format!(
             "failed to create typed patch object ({name}; {}, Kind={}): {problem}",
-            schema.api_version(),
-            schema.kind()
+            target.api_version, target.kind
         ))
     };
-    if let Some(field) = schema.unknown_fields(applied).first() {
-        return Err(described(format!(".{field}: field not declared in schema")));
-    }
-    schema
-        .check_types(applied)
-        .map_err(|error| described(error.to_string()))?;
-    walk::check_keys(Slot::root(schema.root()), applied).map_err(described)
+    check(applied).map_err(described)?;
+    walk::check_keys(target.root, applied).map_err(described)
 }
 
 /// The one manager of an object that was written before anybody kept track.
-fn before_first_apply(schema: &KindSchema, live: &Value) -> Vec<Entry> {
-    let mut fields = walk::collect(Slot::root(schema.root()), live);
+fn before_first_apply(target: &Target<'_>, live: &Value) -> Vec<Entry> {
+    let mut fields = walk::collect(target.root, live);
     strip(&mut fields, None);
     vec![Entry {
         manager: "before-first-apply".to_owned(),
         operation: Operation::Update,
-        api_version: schema.api_version(),
+        api_version: target.api_version.clone(),
         subresource: None,
         time: None,
         fields,
@@ -254,8 +281,8 @@ fn take_over(entries: &mut [Entry], changed: &FieldSet, force: bool) -> Result<(
     }
 }
 
-pub(super) fn track_update(
-    schema: &KindSchema,
+pub(crate) fn track_update(
+    target: &Target<'_>,
     live: Option<&Value>,
     new: &mut Value,
     manager: &Manager<'_>,
@@ -280,14 +307,14 @@ pub(super) fn track_update(
     let walk::Difference {
         mut changed,
         mut removed,
-    } = walk::difference(Slot::root(schema.root()), live, Some(new));
+    } = walk::difference(target.root, live, Some(new));
     strip(&mut changed, manager.subresource);
     strip(&mut removed, manager.subresource);
     if changed.is_empty() && removed.is_empty() {
         managers::write(new, entries);
         return;
     }
-    let api_version = schema.api_version();
+    let api_version = target.api_version.clone();
     let is_own = |entry: &Entry| entry.is(manager.name, Operation::Update, &api_version, manager.subresource);
     for entry in entries.iter_mut().filter(|entry| !is_own(entry)) {
         entry.fields.subtract(&changed);

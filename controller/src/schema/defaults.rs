@@ -112,6 +112,7 @@ fn by_type(name: &str, object: &mut Object) {
                 set(object, "apiGroup", "rbac.authorization.k8s.io");
             }
         }
+        "apiextensions.v1.CustomResourceDefinitionSpec" => custom_resource_definition_spec(object),
         "scheduling.v1.PriorityClass" => set(object, "preemptionPolicy", "PreemptLowerPriority"),
         "storage.v1.StorageClass" => {
             set(object, "reclaimPolicy", "Delete");
@@ -134,6 +135,18 @@ fn network_policy(object: &mut Object) {
     }
     set(spec, "podSelector", json!({}));
     set(spec, "policyTypes", types);
+}
+
+fn custom_resource_definition_spec(object: &mut Object) {
+    set(object, "conversion", json!({"strategy": "None"}));
+    let names = child(object, "names");
+    if let Some(kind) = text(names, "kind")
+        .filter(|kind| !kind.is_empty())
+        .map(str::to_owned)
+    {
+        set(names, "singular", kind.to_lowercase());
+        set(names, "listKind", format!("{kind}List"));
+    }
 }
 
 fn csi_driver_spec(object: &mut Object) {

@@ -1,6 +1,6 @@
 //! The table of facts about the built-in types, embedded at compile time and read once.
 //!
-//! `facts.txt` is written by `cargo xtask api-facts`. A line `kind GROUP VERSION KIND TYPE [cluster]` names a kind (`-` is
+//! `facts.txt` is written by `cargo xtask api-facts`; `facts-extensions.txt` has what its sources lack. A line `kind GROUP VERSION KIND TYPE [cluster]` names a kind (`-` is
 //! the core group), a line `type NAME [atomic]` begins a struct, and an indented line is a field of it: `NAME NUMBER SHAPE FLAGS…`,
 //! where NUMBER is protobuf's (0: not in the message) and SHAPE a scalar, `@struct`, `[]list`, `{}map`, or `^list` for a
 //! list that protobuf wraps in a message. Flags: `!` required, `*` pointer in Go, `~` inline in JSON, `p=` patch strategy,
@@ -138,7 +138,9 @@ pub struct Table {
     types: Vec<TypeDef>,
 }
 
-static TABLE: LazyLock<Table> = LazyLock::new(|| Table::read(include_str!("facts.txt")));
+const TEXTS: [&str; 2] = [include_str!("facts.txt"), include_str!("facts-extensions.txt")];
+
+static TABLE: LazyLock<Table> = LazyLock::new(|| Table::read(&TEXTS));
 
 /// The table, read at its first use.
 pub fn table() -> &'static Table {
@@ -171,8 +173,11 @@ impl Table {
     ///
     /// # Panics
     /// If the text is malformed: it is part of the program.
-    fn read(text: &'static str) -> Self {
-        let lines = || text.lines().filter(|line| !line.starts_with('#'));
+    fn read(texts: &[&'static str]) -> Self {
+        let lines = || {
+            let lines = texts.iter().flat_map(|text| text.lines());
+            lines.filter(|line| !line.starts_with('#'))
+        };
         let mut names: Vec<&'static str> = lines()
             .filter_map(|line| line.strip_prefix("type ")?.split(' ').next())
             .collect();

@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
+use super::KindSchema;
 use super::facts::{Field, KindEntry, ListType, Shape, TypeDef, table};
 
 /// The content type of [`v2_stub`].
@@ -42,10 +43,13 @@ pub fn v2_stub() -> &'static [u8] {
 
 /// The v3 index over `group_versions` (`api/v1`, `apis/apps/v1`, …): each with the path and hash of its document.
 /// Group versions without a document are left out.
-pub fn v3_root<'a>(group_versions: impl IntoIterator<Item = &'a str>) -> Value {
+pub fn v3_root<'a>(
+    group_versions: impl IntoIterator<Item = &'a str>,
+    find: impl Fn(&str) -> Option<Document>,
+) -> Value {
     let mut paths = Map::new();
     for path in group_versions {
-        if let Some(document) = v3_group(path) {
+        if let Some(document) = find(path) {
             let url = format!("/openapi/v3/{path}?hash={}", document.hash);
             paths.insert(path.to_owned(), json!({ "serverRelativeURL": url }));
         }
@@ -71,15 +75,8 @@ fn documents() -> BTreeMap<String, Document> {
     by_path
         .into_iter()
         .map(|(path, kinds)| {
-            let body = document(&path, &kinds).to_string();
-            let hash = hex::encode_upper(&Sha256::digest(body.as_bytes())[..16]);
-            (
-                path,
-                Document {
-                    body: body.into(),
-                    hash,
-                },
-            )
+            let document = Document::new(&document(&path, &kinds));
+            (path, document)
         })
         .collect()
 }
@@ -96,9 +93,26 @@ fn document(path: &str, kinds: &[&KindEntry]) -> Value {
             schema.insert("x-kubernetes-group-version-kind".to_owned(), json!([gvk]));
         }
         if !WITHOUT_PATH.contains(&kind.kind) {
-            add_paths(path, kind, &gvk, &mut paths);
+            let served = Served {
+                plural: &plural(kind.kind),
+                namespaced: !kind.cluster_scoped,
+                schema: &schema_name(definition.name),
+                patches: &[
+                    "application/apply-patch+yaml",
+                    "application/json-patch+json",
+                    "application/merge-patch+json",
+                    "application/strategic-merge-patch+json",
+                ],
+                list: None,
+            };
+            add_paths(path, &served, &gvk, &mut paths);
         }
     }
+    whole(paths, schemas)
+}
+
+/// A document made of its parts.
+pub(crate) fn whole(paths: Map<String, Value>, schemas: Map<String, Value>) -> Value {
     json!({
         "openapi": "3.0.0",
         "info": { "title": "Kubernetes", "version": "v1.33.0" },
@@ -107,14 +121,48 @@ fn document(path: &str, kinds: &[&KindEntry]) -> Value {
     })
 }
 
-fn add_paths(path: &str, kind: &KindEntry, gvk: &Value, paths: &mut Map<String, Value>) {
-    let resource = plural(kind.kind);
-    let namespaces = if kind.cluster_scoped {
-        ""
-    } else {
+impl Document {
+    /// A document, ready to be served.
+    pub(crate) fn new(value: &Value) -> Self {
+        let body = value.to_string();
+        let hash = hex::encode_upper(&Sha256::digest(body.as_bytes())[..16]);
+        Self {
+            body: body.into(),
+            hash,
+        }
+    }
+}
+
+/// A resource as far as its paths go.
+pub(crate) struct Served<'a> {
+    pub(crate) plural: &'a str,
+    pub(crate) namespaced: bool,
+    /// The name of its schema.
+    pub(crate) schema: &'a str,
+    /// The name of the schema of its lists, if there is one.
+    pub(crate) list: Option<&'a str>,
+    /// The kinds of patches it takes.
+    pub(crate) patches: &'a [&'a str],
+}
+
+/// The schema of all objects' metadata, and whatever it refers to.
+pub(crate) fn add_object_meta(schemas: &mut Map<String, Value>) -> Value {
+    let root = KindSchema::object_meta().root();
+    add_reached(root, &mut BTreeSet::new(), schemas);
+    shape_schema(root)
+}
+
+/// The paths of a resource below `path`, such as `apis/apps/v1`.
+pub(crate) fn add_paths(path: &str, served: &Served<'_>, gvk: &Value, paths: &mut Map<String, Value>) {
+    let resource = served.plural;
+    let namespaces = if served.namespaced {
         "namespaces/{namespace}/"
+    } else {
+        ""
     };
-    let reference = json!({ "$ref": reference(kind.root.definition().name) });
+    let by_name = |name: &str| json!({ "$ref": format!("#/components/schemas/{name}") });
+    let one = by_name(served.schema);
+    let many = served.list.map_or_else(|| one.clone(), by_name);
     let query = |name: &str, value_type: &str| json!({ "name": name, "in": "query", "schema": { "type": value_type, "uniqueItems": true } });
     let in_path =
         |name: &str| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } });
@@ -124,6 +172,7 @@ fn add_paths(path: &str, kind: &KindEntry, gvk: &Value, paths: &mut Map<String, 
         query("fieldValidation", "string"),
     ];
     let operation = |action: &str, parameters: &[Value], body: &[&str]| {
+        let reference = if action == "list" { &many } else { &one };
         let mut operation = json!({
             "parameters": parameters,
             "responses": { "200": { "description": "OK", "content": { "application/json": { "schema": reference } } } },
@@ -140,7 +189,7 @@ fn add_paths(path: &str, kind: &KindEntry, gvk: &Value, paths: &mut Map<String, 
         operation
     };
     let mut parameters = Vec::new();
-    if !kind.cluster_scoped {
+    if served.namespaced {
         parameters.push(in_path("namespace"));
     }
     let collection = json!({
@@ -150,17 +199,11 @@ fn add_paths(path: &str, kind: &KindEntry, gvk: &Value, paths: &mut Map<String, 
     });
     paths.insert(format!("/{path}/{namespaces}{resource}"), collection);
     parameters.push(in_path("name"));
-    let patches = [
-        "application/apply-patch+yaml",
-        "application/json-patch+json",
-        "application/merge-patch+json",
-        "application/strategic-merge-patch+json",
-    ];
     let patch = [&write[..], &[query("force", "boolean")]].concat();
     let item = json!({
         "get": operation("get", &[], &[]),
         "put": operation("put", &write, &["application/json"]),
-        "patch": operation("patch", &patch, &patches),
+        "patch": operation("patch", &patch, served.patches),
         "delete": operation("delete", &[query("dryRun", "string")], &[]),
         "parameters": parameters,
     });
@@ -187,10 +230,6 @@ fn schema_name(type_name: &str) -> String {
         Some(rest) => format!("io.k8s.apimachinery.pkg.apis.meta.{rest}"),
         None => format!("io.k8s.api.{type_name}"),
     }
-}
-
-fn reference(type_name: &str) -> String {
-    format!("#/components/schemas/{}", schema_name(type_name))
 }
 
 fn add_schema(definition: &TypeDef, seen: &mut BTreeSet<&'static str>, schemas: &mut Map<String, Value>) {
@@ -389,7 +428,7 @@ mod tests {
 
     #[test]
     fn the_index_has_what_there_is() {
-        let root = v3_root(["api/v1", "apis/apps/v1", "apis/none/v1"]);
+        let root = v3_root(["api/v1", "apis/apps/v1", "apis/none/v1"], v3_group);
         let url = root["paths"]["apis/apps/v1"]["serverRelativeURL"]
             .as_str()
             .expect("listed");

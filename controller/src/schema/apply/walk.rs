@@ -3,83 +3,162 @@
 use serde_json::{Map, Value};
 
 use super::field_set::FieldSet;
+use crate::custom::schema::{Merging as SchemaMerging, Schema};
+use crate::schema::KindSchema;
 use crate::schema::facts::{Field, ListType, Shape, TypeDef};
 
-/// A place in an object: what is there, and the field that says how it merges.
+/// A place in an object: what is there, and what says how it merges.
 #[derive(Clone, Copy)]
-pub(super) struct Slot {
-    shape: Shape,
-    field: Option<&'static Field>,
+pub(super) enum Slot<'a> {
+    /// In an object of a built-in kind.
+    Fact {
+        shape: Shape,
+        field: Option<&'static Field>,
+    },
+    /// In a custom resource. At the root stands what every object has beside what the schema says.
+    Custom { schema: &'a Schema, root: bool },
+    /// Where no schema says anything: objects merge by their fields, all else is one value.
+    Free,
 }
 
 /// How the value of a slot merges.
-enum Merging {
+enum Merging<'a> {
     /// As one value.
     Atomic,
-    Struct(&'static TypeDef),
-    Map(Slot),
+    Struct(Fields<'a>),
+    Map(Slot<'a>),
     Set,
-    Keyed(&'static [&'static str], Slot),
+    Keyed(Vec<&'a str>, Slot<'a>),
 }
 
-impl Slot {
+/// The fields of a struct.
+#[derive(Clone, Copy)]
+enum Fields<'a> {
+    Fact(&'static TypeDef),
+    Custom { schema: &'a Schema, root: bool },
+}
+
+impl<'a> Fields<'a> {
+    /// The slot of a field; a field that no schema has is one value, or free where such fields are kept.
+    fn child(self, name: &str) -> Slot<'a> {
+        match self {
+            Self::Fact(definition) => definition.field(name).map_or(Slot::plain(Shape::Raw), Slot::of),
+            Self::Custom { root: true, .. } if name == "metadata" => {
+                Slot::root(KindSchema::object_meta().root())
+            }
+            Self::Custom { schema, .. } => schema.property(name).map_or(Slot::Free, |schema| Slot::Custom {
+                schema,
+                root: schema.is_embedded(),
+            }),
+        }
+    }
+
+    /// Whether the field is one of the schema's own, as opposed to one of many that it lets be.
+    fn declares(self, name: &str) -> bool {
+        match self {
+            Self::Fact(_) => true,
+            Self::Custom { schema, root } => {
+                (root && matches!(name, "apiVersion" | "kind" | "metadata"))
+                    || schema.property(name).is_some()
+            }
+        }
+    }
+}
+
+impl<'a> Slot<'a> {
     pub(super) fn root(shape: Shape) -> Self {
-        Self { shape, field: None }
+        Self::plain(shape)
+    }
+
+    pub(super) fn custom(schema: &'a Schema) -> Self {
+        Self::Custom { schema, root: true }
+    }
+
+    fn plain(shape: Shape) -> Self {
+        Self::Fact { shape, field: None }
     }
 
     fn of(field: &'static Field) -> Self {
-        Self {
+        Self::Fact {
             shape: field.shape.unwrapped(),
             field: Some(field),
         }
     }
 
-    fn merging(self) -> Merging {
-        let atomic = self.field.and_then(|field| field.atomic);
-        match self.shape {
+    fn merging(self) -> Merging<'a> {
+        match self {
+            Self::Fact { shape, field } => Self::merging_of_fact(shape, field),
+            Self::Custom { schema, root } => Self::merging_of_custom(schema, root),
+            Self::Free => Merging::Map(Self::Free),
+        }
+    }
+
+    fn merging_of_fact(shape: Shape, field: Option<&'static Field>) -> Merging<'a> {
+        let atomic = field.and_then(|field| field.atomic);
+        match shape {
             Shape::Struct(id) => {
                 let definition = id.definition();
                 if atomic.unwrap_or(definition.atomic) {
                     Merging::Atomic
                 } else {
-                    Merging::Struct(definition)
+                    Merging::Struct(Fields::Fact(definition))
                 }
             }
-            Shape::Map(inner) if atomic != Some(true) => Merging::Map(Self {
-                shape: inner.unwrapped(),
-                field: None,
-            }),
-            Shape::List(inner) => match self.field.and_then(|field| field.list_type.as_ref()) {
+            Shape::Map(inner) if atomic != Some(true) => Merging::Map(Self::plain(inner.unwrapped())),
+            Shape::List(inner) => match field.and_then(|field| field.list_type.as_ref()) {
                 Some(ListType::Set) => Merging::Set,
-                Some(ListType::Map(keys)) => Merging::Keyed(
-                    keys,
-                    Self {
-                        shape: inner.unwrapped(),
-                        field: None,
-                    },
-                ),
+                Some(ListType::Map(keys)) => Merging::Keyed(keys.clone(), Self::plain(inner.unwrapped())),
                 Some(ListType::Atomic) | None => Merging::Atomic,
             },
             _ => Merging::Atomic,
         }
     }
 
-    /// The slot of a struct's field; a field that the schema does not have is one value.
-    fn child(definition: &TypeDef, name: &str) -> Self {
-        definition.field(name).map_or(
-            Self {
-                shape: Shape::Raw,
-                field: None,
-            },
-            Self::of,
-        )
+    fn merging_of_custom(schema: &'a Schema, root: bool) -> Merging<'a> {
+        if schema.is_atomic() {
+            return Merging::Atomic;
+        }
+        match schema.merging() {
+            SchemaMerging::Atomic => Merging::Atomic,
+            SchemaMerging::Set => Merging::Set,
+            SchemaMerging::Keyed(keys, items) => {
+                let item = Self::Custom {
+                    schema: items,
+                    root: items.is_embedded(),
+                };
+                Merging::Keyed(keys.iter().map(String::as_str).collect(), item)
+            }
+            SchemaMerging::Map(values) => Merging::Map(Self::Custom {
+                schema: values,
+                root: values.is_embedded(),
+            }),
+            SchemaMerging::Fields => Merging::Struct(Fields::Custom { schema, root }),
+        }
+    }
+
+    /// What a server fills in for a field of the value.
+    fn default_of(self, name: &str) -> Option<Value> {
+        match self {
+            Self::Fact {
+                shape: Shape::Struct(id),
+                ..
+            } => id
+                .definition()
+                .field(name)
+                .and_then(|field| field.default.clone()),
+            Self::Custom { schema, .. } => schema.property(name).and_then(Schema::default_value).cloned(),
+            Self::Fact { .. } | Self::Free => None,
+        }
     }
 
     /// Whether absence shows: the value is a pointer, a map or a list that is left out when empty.
     fn nullable(self) -> bool {
-        match self.field {
-            Some(field) => field.pointer || (!matches!(self.shape, Shape::Struct(_)) && !field.zero_written),
-            None => true,
+        match self {
+            Self::Fact {
+                shape,
+                field: Some(field),
+            } => field.pointer || (!matches!(shape, Shape::Struct(_)) && !field.zero_written),
+            Self::Fact { field: None, .. } | Self::Custom { .. } | Self::Free => true,
         }
     }
 }
@@ -89,13 +168,10 @@ fn step(name: &str) -> String {
 }
 
 /// The step to an item of a keyed list; `None` if it has none of the keys.
-fn key_step(keys: &[&str], item: Slot, value: &Value) -> Option<String> {
+fn key_step(keys: &[&str], item: Slot<'_>, value: &Value) -> Option<String> {
     let mut found = Map::new();
     for key in keys {
-        let default = || match item.shape {
-            Shape::Struct(id) => id.definition().field(key).and_then(|field| field.default.clone()),
-            _ => None,
-        };
+        let default = || item.default_of(key);
         if let Some(part) = value
             .get(*key)
             .filter(|part| !part.is_null())
@@ -115,13 +191,13 @@ fn set_step(value: &Value) -> String {
 }
 
 /// The fields that a value sets.
-pub(super) fn collect(slot: Slot, value: &Value) -> FieldSet {
+pub(super) fn collect(slot: Slot<'_>, value: &Value) -> FieldSet {
     let mut set = FieldSet::default();
     match (slot.merging(), value) {
-        (Merging::Struct(definition), Value::Object(object)) => {
+        (Merging::Struct(fields), Value::Object(object)) => {
             for (name, value) in object {
-                let mut child = collect(Slot::child(definition, name), value);
-                child.member |= is_bare(value);
+                let mut child = collect(fields.child(name), value);
+                child.member |= is_bare(value) || !fields.declares(name);
                 set.insert(step(name), child);
             }
         }
@@ -134,7 +210,7 @@ pub(super) fn collect(slot: Slot, value: &Value) -> FieldSet {
         }
         (Merging::Keyed(keys, inner), Value::Array(items)) => {
             for item in items {
-                if let Some(step) = key_step(keys, inner, item) {
+                if let Some(step) = key_step(&keys, inner, item) {
                     let mut child = collect(inner, item);
                     child.member = true;
                     set.insert(step, child);
@@ -162,7 +238,7 @@ pub(super) struct Difference {
     pub(super) removed: FieldSet,
 }
 
-pub(super) fn difference(slot: Slot, old: Option<&Value>, new: Option<&Value>) -> Difference {
+pub(super) fn difference(slot: Slot<'_>, old: Option<&Value>, new: Option<&Value>) -> Difference {
     let mut found = Difference::default();
     let (old, new) = (old.filter(|v| !v.is_null()), new.filter(|v| !v.is_null()));
     let (old_value, new_value) = match (old, new) {
@@ -183,14 +259,14 @@ pub(super) fn difference(slot: Slot, old: Option<&Value>, new: Option<&Value>) -
         return found;
     }
     match (slot.merging(), old_value, new_value) {
-        (Merging::Struct(definition), Value::Object(old), Value::Object(new)) => {
+        (Merging::Struct(fields), Value::Object(old), Value::Object(new)) => {
             for name in old
                 .keys()
                 .chain(new.keys().filter(|name| !old.contains_key(*name)))
             {
                 found.add(
                     step(name),
-                    difference(Slot::child(definition, name), old.get(name), new.get(name)),
+                    difference(fields.child(name), old.get(name), new.get(name)),
                 );
             }
         }
@@ -206,16 +282,16 @@ pub(super) fn difference(slot: Slot, old: Option<&Value>, new: Option<&Value>) -
             let find = |items: &'_ [Value], wanted: &str| -> Option<usize> {
                 items
                     .iter()
-                    .position(|item| key_step(keys, inner, item).as_deref() == Some(wanted))
+                    .position(|item| key_step(&keys, inner, item).as_deref() == Some(wanted))
             };
             for item in old {
-                if let Some(step) = key_step(keys, inner, item) {
+                if let Some(step) = key_step(&keys, inner, item) {
                     let other = find(new, &step).map(|at| &new[at]);
                     found.add(step, difference(inner, Some(item), other));
                 }
             }
             for item in new {
-                if let Some(step) = key_step(keys, inner, item)
+                if let Some(step) = key_step(&keys, inner, item)
                     && find(old, &step).is_none()
                 {
                     found.add(step, difference(inner, None, Some(item)));
@@ -243,15 +319,12 @@ impl Difference {
 }
 
 /// `live` with everything that `applied` says.
-pub(super) fn merge(slot: Slot, live: Option<&Value>, applied: &Value) -> Value {
+pub(super) fn merge(slot: Slot<'_>, live: Option<&Value>, applied: &Value) -> Value {
     match (slot.merging(), live, applied) {
-        (Merging::Struct(definition), Some(Value::Object(live)), Value::Object(applied)) => {
+        (Merging::Struct(fields), Some(Value::Object(live)), Value::Object(applied)) => {
             let mut merged = live.clone();
             for (name, value) in applied {
-                merged.insert(
-                    name.clone(),
-                    merge(Slot::child(definition, name), live.get(name), value),
-                );
+                merged.insert(name.clone(), merge(fields.child(name), live.get(name), value));
             }
             Value::Object(merged)
         }
@@ -263,7 +336,7 @@ pub(super) fn merge(slot: Slot, live: Option<&Value>, applied: &Value) -> Value 
             Value::Object(merged)
         }
         (Merging::Keyed(keys, inner), Some(Value::Array(live)), Value::Array(applied)) => {
-            Value::Array(merge_keyed(keys, inner, live, applied))
+            Value::Array(merge_keyed(&keys, inner, live, applied))
         }
         (Merging::Set, Some(Value::Array(live)), Value::Array(applied)) => {
             let added = applied.iter().filter(|item| !live.contains(item));
@@ -274,7 +347,7 @@ pub(super) fn merge(slot: Slot, live: Option<&Value>, applied: &Value) -> Value 
 }
 
 /// Items in the order applied; those that only the live list has keep their places between them.
-fn merge_keyed(keys: &[&str], inner: Slot, live: &[Value], applied: &[Value]) -> Vec<Value> {
+fn merge_keyed(keys: &[&str], inner: Slot<'_>, live: &[Value], applied: &[Value]) -> Vec<Value> {
     let steps = |items: &[Value]| -> Vec<Option<String>> {
         items.iter().map(|item| key_step(keys, inner, item)).collect()
     };
@@ -307,11 +380,11 @@ fn merge_keyed(keys: &[&str], inner: Slot, live: &[Value], applied: &[Value]) ->
 }
 
 /// Takes the fields in `gone` out of the value, but none that is in `kept`. Says whether nothing is left of it.
-pub(super) fn remove(slot: Slot, value: &mut Value, gone: &FieldSet, kept: &FieldSet) -> bool {
+pub(super) fn remove(slot: Slot<'_>, value: &mut Value, gone: &FieldSet, kept: &FieldSet) -> bool {
     let nothing = FieldSet::default();
     match (slot.merging(), value) {
-        (Merging::Struct(definition), Value::Object(object)) => {
-            remove_entries(object, gone, kept, |name| Slot::child(definition, name));
+        (Merging::Struct(fields), Value::Object(object)) => {
+            remove_entries(object, gone, kept, |name| fields.child(name));
             object.is_empty()
         }
         (Merging::Map(inner), Value::Object(object)) => {
@@ -320,7 +393,7 @@ pub(super) fn remove(slot: Slot, value: &mut Value, gone: &FieldSet, kept: &Fiel
         }
         (Merging::Keyed(keys, inner), Value::Array(items)) => {
             items.retain_mut(|item| {
-                let Some(step) = key_step(keys, inner, item) else {
+                let Some(step) = key_step(&keys, inner, item) else {
                     return true;
                 };
                 let Some(gone) = gone.children.get(&step) else {
@@ -331,7 +404,7 @@ pub(super) fn remove(slot: Slot, value: &mut Value, gone: &FieldSet, kept: &Fiel
                     kept => {
                         // The keys stay with the item.
                         let mut gone = gone.clone();
-                        for key in keys {
+                        for key in &keys {
                             gone.remove(&[&self::step(key)]);
                         }
                         remove(inner, item, &gone, kept.unwrap_or(&nothing));
@@ -352,11 +425,11 @@ pub(super) fn remove(slot: Slot, value: &mut Value, gone: &FieldSet, kept: &Fiel
     }
 }
 
-fn remove_entries(
+fn remove_entries<'a>(
     object: &mut Map<String, Value>,
     gone: &FieldSet,
     kept: &FieldSet,
-    slot: impl Fn(&str) -> Slot,
+    slot: impl Fn(&str) -> Slot<'a>,
 ) {
     let nothing = FieldSet::default();
     for (step, gone) in &gone.children {
@@ -379,21 +452,18 @@ fn remove_entries(
 }
 
 /// Every item of a keyed list must have its keys, and no two the same.
-pub(super) fn check_keys(slot: Slot, value: &Value) -> Result<(), String> {
+pub(super) fn check_keys(slot: Slot<'_>, value: &Value) -> Result<(), String> {
     match (slot.merging(), value) {
-        (Merging::Struct(definition), Value::Object(object)) => {
-            object.iter().try_for_each(|(name, value)| {
-                check_keys(Slot::child(definition, name), value)
-                    .map_err(|problem| format!(".{name}{problem}"))
-            })
-        }
+        (Merging::Struct(fields), Value::Object(object)) => object.iter().try_for_each(|(name, value)| {
+            check_keys(fields.child(name), value).map_err(|problem| format!(".{name}{problem}"))
+        }),
         (Merging::Map(inner), Value::Object(object)) => object.iter().try_for_each(|(name, value)| {
             check_keys(inner, value).map_err(|problem| format!(".{name}{problem}"))
         }),
         (Merging::Keyed(keys, inner), Value::Array(items)) => {
             let mut seen = Vec::new();
             for (index, item) in items.iter().enumerate() {
-                let step = key_step(keys, inner, item).ok_or_else(|| {
+                let step = key_step(&keys, inner, item).ok_or_else(|| {
                     let names: Vec<String> = keys.iter().map(|key| format!("{key:?}")).collect();
                     let names = names.join(", ");
                     format!(
