@@ -8,6 +8,7 @@ pub mod api;
 pub mod auth;
 pub mod config;
 pub mod controllers;
+pub mod cron;
 pub mod custom;
 pub mod informer;
 pub mod leader;
