@@ -7,11 +7,15 @@
 pub(crate) mod claim;
 pub mod config;
 pub mod context;
+pub mod cron_job;
+pub mod daemon_set;
 pub mod deployment;
 pub(crate) mod discovery;
 pub mod events;
 pub mod expectations;
 pub mod garbage;
+pub mod history;
+pub mod job;
 pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
@@ -21,7 +25,9 @@ pub mod pod_gc;
 pub mod replication;
 pub mod service_account;
 pub mod share;
+pub mod stateful_set;
 pub mod taint_eviction;
+pub mod ttl_after_finished;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,6 +117,11 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("service-account", service_account::start),
     ("replication", replication::start),
     ("deployment", deployment::start),
+    ("daemonset", daemon_set::start),
+    ("statefulset", stateful_set::start),
+    ("job", job::start),
+    ("cronjob", cron_job::start),
+    ("ttl-after-finished", ttl_after_finished::start),
     ("pod-gc", pod_gc::start),
     ("garbage-collector", garbage::start),
     ("namespace", namespace::start),

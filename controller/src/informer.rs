@@ -134,6 +134,7 @@ cached_as_is!(
     k8s_openapi::api::core::v1::Endpoints,
     k8s_openapi::api::core::v1::Namespace,
     k8s_openapi::api::core::v1::Node,
+    k8s_openapi::api::core::v1::PersistentVolumeClaim,
     k8s_openapi::api::core::v1::ReplicationController,
     k8s_openapi::api::core::v1::Service,
     k8s_openapi::api::core::v1::ServiceAccount,

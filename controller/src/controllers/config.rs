@@ -28,6 +28,8 @@ pub struct ControllersConfig {
     pub terminated_pod_threshold: usize,
     /// How often pod garbage is looked for.
     pub pod_gc_period: Duration,
+    /// How long a Job waits after a pod failed; twice as long after each further one.
+    pub job_pod_failure_backoff: Duration,
     /// Certificate authority that pods get as ConfigMap `kube-root-ca.crt`; empty: none is written.
     pub root_ca_pem: String,
     /// How many keys of one controller are worked on at a time.
@@ -48,6 +50,7 @@ impl Default for ControllersConfig {
             unreachable_force_delete_after: None,
             terminated_pod_threshold: 12_500,
             pod_gc_period: Duration::from_secs(20),
+            job_pod_failure_backoff: Duration::from_secs(10),
             root_ca_pem: String::new(),
             workers: 5,
             batch_concurrency: 64,

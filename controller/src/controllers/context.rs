@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ReplicationController, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, ServiceAccount,
+};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -35,6 +38,12 @@ pub(crate) struct Context {
     pub(crate) replica_sets: Arc<Store<ReplicaSet>>,
     pub(crate) replication_controllers: Arc<Store<ReplicationController>>,
     pub(crate) deployments: Arc<Store<Deployment>>,
+    pub(crate) daemon_sets: Arc<Store<DaemonSet>>,
+    pub(crate) stateful_sets: Arc<Store<StatefulSet>>,
+    pub(crate) revisions: Arc<Store<ControllerRevision>>,
+    pub(crate) jobs: Arc<Store<Job>>,
+    pub(crate) cron_jobs: Arc<Store<CronJob>>,
+    pub(crate) claims: Arc<Store<PersistentVolumeClaim>>,
     pub(crate) namespaces: Arc<Store<Namespace>>,
     pub(crate) service_accounts: Arc<Store<ServiceAccount>>,
     pub(crate) root_ca_maps: Arc<Store<ConfigMap>>,
@@ -56,6 +65,12 @@ impl Context {
             replica_sets: Store::new(),
             replication_controllers: Store::new(),
             deployments: Store::new(),
+            daemon_sets: Store::new(),
+            stateful_sets: Store::new(),
+            revisions: Store::new(),
+            jobs: Store::new(),
+            cron_jobs: Store::new(),
+            claims: Store::new(),
             namespaces: Store::new(),
             service_accounts: Store::new(),
             root_ca_maps: Store::new(),
@@ -82,6 +97,12 @@ impl Context {
             slimmed,
         );
         self.follow(&self.deployments, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.daemon_sets, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.stateful_sets, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.revisions, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.jobs, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.cron_jobs, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.claims, Api::all(client.clone()), all(), slimmed);
         self.follow(&self.namespaces, Api::all(client.clone()), all(), slimmed);
         // One account per namespace matters; others are not kept.
         let named = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));

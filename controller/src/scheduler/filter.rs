@@ -8,6 +8,7 @@ mod tests;
 
 use std::fmt;
 
+pub use node_affinity::requirement_matches;
 pub use taints::tolerates;
 
 use super::census::{Carrier, Wish};
