@@ -4,9 +4,12 @@
 #![expect(clippy::unwrap_used, reason = "what the tests share is test code, too")]
 
 mod crash;
+mod daemons;
 mod garbage;
+mod jobs;
 mod nodes;
 mod rollout;
 mod scale;
 mod scheduling;
+mod stateful;
 mod world;
