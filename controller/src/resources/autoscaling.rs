@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::Subresource::Status;
-use super::{Column, Conversion, NAME, Resource, printing, row, text};
+use super::{Column, Conversion, NAME, Resource, printing, row, text, validation};
 
 mod v1;
 
@@ -15,6 +15,7 @@ pub(super) static RESOURCES: &[Resource] = &[
         subresources: &[Status],
         columns: COLUMNS,
         cells,
+        validate: validation::autoscaler::autoscaler,
         ..row(
             "autoscaling",
             "v2",

@@ -69,12 +69,7 @@ pub(super) static RESOURCES: &[Resource] = &[
             }
             namespace["status"] = json!({"phase": "Active"});
         },
-        validate: |namespace, _, problems| {
-            let name = &namespace["metadata"]["name"];
-            if let Some(problem) = validation::label_problem(name.as_str().unwrap_or_default()) {
-                problems.invalid("metadata.name", name, &problem);
-            }
-        },
+        name_problem: validation::label_problem,
         ..row("", "v1", "Namespace", ("namespaces", "namespace"), "namespaces")
     },
     Resource {
@@ -144,7 +139,7 @@ pub(super) static RESOURCES: &[Resource] = &[
             vec![template["metadata"]["name"].clone(), names, images, labels]
         },
         validate: |template, _, problems| {
-            validation::pod_spec(&template["template"]["spec"], "template.spec", problems);
+            validation::pod_template(&template["template"], "template", problems);
         },
         ..row(
             "",
@@ -174,24 +169,7 @@ pub(super) static RESOURCES: &[Resource] = &[
                 controller["metadata"]["labels"] = labels;
             }
         },
-        validate: |controller, _, problems| {
-            let spec = &controller["spec"];
-            validation::non_negative(controller, "spec.replicas", problems);
-            let labels = &spec["template"]["metadata"]["labels"];
-            match spec["selector"]
-                .as_object()
-                .filter(|selector| !selector.is_empty())
-            {
-                None => problems.required("spec.selector", ""),
-                Some(selector) if !selector.iter().all(|(key, value)| labels[key] == *value) => {
-                    let detail = "`selector` does not match template `labels`";
-                    problems.invalid("spec.template.metadata.labels", labels, detail);
-                }
-                Some(_) => {}
-            }
-            validation::pod_spec(&spec["template"]["spec"], "spec.template.spec", problems);
-            apps::always(&spec["template"]["spec"], problems);
-        },
+        validate: validation::workload::replication_controller,
         ..row(
             "",
             "v1",
