@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::Args as ClapArgs;
 use ipnetwork::IpNetwork;
 
+use crate::api::Limits;
+use crate::api::audit::AuditConfig;
 use crate::controllers::ControllersConfig;
 use crate::store::etcd;
 
@@ -70,6 +72,31 @@ pub struct Args {
     /// Its key, PEM.
     #[arg(long, requires = "etcd_certfile")]
     pub etcd_keyfile: Option<PathBuf>,
+    /// File of the keys that encrypt Secrets in the store, the newest first; made if it is not there. By default
+    /// pki/encryption.key in the data directory.
+    #[arg(long, env = "WEFT_ENCRYPTION_KEY_FILE")]
+    pub encryption_key_file: Option<PathBuf>,
+    /// Requests in flight, watches apart; more are answered with 429.
+    #[arg(long, default_value_t = Limits::default().requests)]
+    pub max_requests_inflight: usize,
+    /// Requests a second of one user in the long run.
+    #[arg(long, default_value_t = Limits::default().client_rate)]
+    pub client_qps: f64,
+    /// Requests of one user that may come at once.
+    #[arg(long, default_value_t = Limits::default().client_burst)]
+    pub client_burst: f64,
+    /// Watches of one user.
+    #[arg(long, default_value_t = Limits::default().client_watches)]
+    pub client_watches: usize,
+    /// File of the audit log: a line of JSON (audit.k8s.io/v1 Event) for each request.
+    #[arg(long, env = "WEFT_AUDIT_LOG")]
+    pub audit_log: Option<PathBuf>,
+    /// Size in MiB at which a new file of the audit log is begun.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    pub audit_log_max_size: u64,
+    /// How many older files of the audit log are kept.
+    #[arg(long, default_value_t = 10)]
+    pub audit_log_max_backups: u32,
     /// Serve the API alone, without controllers and scheduler.
     #[arg(long)]
     pub api_only: bool,
@@ -119,6 +146,12 @@ pub struct Config {
     pub controllers: ControllersConfig,
     /// The etcd cluster that keeps the objects, if it is not the file in the data directory.
     pub etcd: Option<etcd::Settings>,
+    /// How much the server takes on.
+    pub limits: Limits,
+    /// Where the audit log goes, if there is to be one.
+    pub audit: Option<AuditConfig>,
+    /// File of the keys that encrypt Secrets in the store.
+    pub encryption_key_file: PathBuf,
     /// Whether controllers and scheduler stay off.
     pub api_only: bool,
     /// File that gets the address served on.
@@ -149,6 +182,14 @@ impl Args {
             etcd_cafile,
             etcd_certfile,
             etcd_keyfile,
+            encryption_key_file,
+            max_requests_inflight,
+            client_qps,
+            client_burst,
+            client_watches,
+            audit_log,
+            audit_log_max_size,
+            audit_log_max_backups,
             api_only,
             ready_file,
         } = self;
@@ -176,6 +217,22 @@ impl Args {
         let (addresses, names): (Vec<_>, Vec<_>) =
             tls_san.into_iter().partition(|san| san.parse::<IpAddr>().is_ok());
         Ok(Config {
+            limits: Limits {
+                requests: max_requests_inflight,
+                workload_requests: (max_requests_inflight * 2).div_ceil(3),
+                client_requests: max_requests_inflight.div_ceil(3),
+                client_rate: client_qps.max(1.0),
+                client_burst: client_burst.max(1.0),
+                client_watches,
+                ..Limits::default()
+            },
+            audit: audit_log.map(|file| AuditConfig {
+                file,
+                max_bytes: audit_log_max_size << 20,
+                backups: audit_log_max_backups,
+            }),
+            encryption_key_file: encryption_key_file
+                .unwrap_or_else(|| data_dir.join("pki").join("encryption.key")),
             data_dir,
             listen,
             advertise_address: advertise_address.unwrap_or_else(|| reachable_address(listen.ip())),

@@ -23,10 +23,12 @@ pub mod pod;
 pub(crate) mod pod_control;
 pub mod pod_gc;
 pub mod replication;
+pub(crate) mod role_aggregation;
 pub mod service_account;
 pub mod share;
 pub mod stateful_set;
 pub mod taint_eviction;
+pub(crate) mod token;
 pub mod ttl_after_finished;
 
 use std::sync::Arc;
@@ -115,6 +117,8 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("node-lifecycle", node_lifecycle::start),
     ("taint-eviction", taint_eviction::start),
     ("service-account", service_account::start),
+    ("serviceaccount-token", token::start),
+    ("clusterrole-aggregation", role_aggregation::start),
     ("replication", replication::start),
     ("deployment", deployment::start),
     ("daemonset", daemon_set::start),

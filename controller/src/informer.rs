@@ -136,9 +136,11 @@ cached_as_is!(
     k8s_openapi::api::core::v1::Node,
     k8s_openapi::api::core::v1::PersistentVolumeClaim,
     k8s_openapi::api::core::v1::ReplicationController,
+    k8s_openapi::api::core::v1::Secret,
     k8s_openapi::api::core::v1::Service,
     k8s_openapi::api::core::v1::ServiceAccount,
     k8s_openapi::api::discovery::v1::EndpointSlice,
+    k8s_openapi::api::rbac::v1::ClusterRole,
 );
 
 /// A change of one object: `old` is `None` when it is new, `new` is `None` when it is gone.

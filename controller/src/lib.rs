@@ -37,9 +37,13 @@ use tracing::info;
 
 pub use config::{Args, Config};
 
+use crate::api::audit::AuditLog;
+use crate::auth::rbac;
+use crate::auth::service_account::keys::TokenKeys;
 use crate::leader::Election;
 use crate::pki::{Authority, PkiError};
 use crate::server::{Listener, ServerError};
+use crate::store::sealing::{Sealer, SealingError};
 use crate::store::{Embedded, Etcd, Store, StoreError};
 
 /// Why the control plane cannot run.
@@ -60,6 +64,9 @@ pub enum RunError {
     /// The store cannot be opened.
     #[error("cannot open the store")]
     Store(#[from] StoreError),
+    /// Secrets cannot be encrypted.
+    #[error(transparent)]
+    Sealing(#[from] SealingError),
     /// The API cannot be served.
     #[error(transparent)]
     Server(#[from] ServerError),
@@ -87,9 +94,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     std::fs::create_dir_all(data_dir).map_err(failed(data_dir.clone()))?;
     let authority = Arc::new(Authority::open(&data_dir.join("pki"))?);
     let credentials = server_credentials(&config, &authority)?;
+    let sealer = Sealer::open(&config.encryption_key_file)?;
     let store: Arc<dyn Store> = match &config.etcd {
-        None => Arc::new(Embedded::open(&data_dir.join("store.redb"), resources::index)?),
-        Some(settings) => Arc::new(Etcd::open(settings, resources::index).await?),
+        None => {
+            let file = data_dir.join("store.redb");
+            Arc::new(Embedded::open_sealed(&file, resources::index, Some(sealer))?)
+        }
+        Some(settings) => Arc::new(Etcd::open_sealed(settings, resources::index, Some(sealer)).await?),
     };
 
     let listener = Listener::bind(config.listen, &authority, &credentials).await?;
@@ -98,12 +109,22 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     write_admin_kubeconfig(&config, &authority, port)?;
 
     let address = SocketAddr::new(config.advertise_address, port).to_string();
+    let token_keys = Arc::new(TokenKeys::open(&data_dir.join("pki"))?);
+    let audit = match config.audit.clone() {
+        None => None,
+        Some(settings) => {
+            let path = settings.file.clone();
+            Some(AuditLog::open(settings).map_err(failed(path))?)
+        }
+    };
     let server = api::Server::new(
         store,
         Arc::clone(&authority),
+        Arc::clone(&token_keys),
+        audit,
         api::Limits {
             toleration_seconds: config.controllers.pod_eviction_timeout.as_secs(),
-            ..api::Limits::default()
+            ..config.limits
         },
         address.clone(),
         shutdown.clone(),
@@ -132,7 +153,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     });
     if !config.api_only {
         let election = config.etcd.is_some().then(|| Election::new(address.clone()));
-        let control = control(config.controllers.clone(), client, &authority);
+        let settings = controllers::ControllersConfig {
+            root_ca_pem: authority.certificate().to_owned(),
+            token_keys: Some(token_keys),
+            ..config.controllers.clone()
+        };
+        let control = Control { client, settings };
         let stop = shutdown.clone();
         parts.spawn(async move { control.run(election, stop).await });
     }
@@ -160,14 +186,6 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
 struct Control {
     client: Client,
     settings: controllers::ControllersConfig,
-}
-
-fn control(settings: controllers::ControllersConfig, client: Client, authority: &Authority) -> Control {
-    let settings = controllers::ControllersConfig {
-        root_ca_pem: authority.certificate().to_owned(),
-        ..settings
-    };
-    Control { client, settings }
 }
 
 impl Control {
@@ -240,7 +258,7 @@ fn server_credentials(config: &Config, authority: &Authority) -> Result<pki::Cre
 }
 
 fn write_admin_kubeconfig(config: &Config, authority: &Authority, port: u16) -> Result<(), PkiError> {
-    let credentials = authority.client("kubernetes-admin", auth::MASTERS)?;
+    let credentials = authority.client("kubernetes-admin", Some(auth::MASTERS))?;
     let server = format!("https://{}", SocketAddr::new(config.advertise_address, port));
     let text = pki::kubeconfig(&server, authority.certificate(), "kubernetes-admin", &credentials);
     pki::write_private(&config.data_dir.join("admin.kubeconfig"), &text)
@@ -264,6 +282,7 @@ async fn seed(client: &Client) -> Result<(), kube::Error> {
         create_unless_there(&classes, object).await?;
     }
     let kind = GroupVersionKind::gvk("", "v1", "ServiceAccount");
+    rbac::seed::ensure(client).await?;
     let accounts: Api<DynamicObject> =
         Api::namespaced_with(client.clone(), "default", &ApiResource::from_gvk(&kind));
     let object = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});

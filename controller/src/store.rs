@@ -7,6 +7,7 @@ pub mod etcd;
 mod history;
 mod memory;
 mod object;
+pub mod sealing;
 
 use std::future::Future;
 use std::pin::Pin;

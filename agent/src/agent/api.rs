@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kube::Client;
 use tokio::time::sleep;
 use tracing::Instrument as _;
 
@@ -10,7 +9,7 @@ use super::{RETRY, Shared};
 use crate::{
     config::{Config, Runtime},
     datapath::netlink::Netlink,
-    join,
+    join::{self, Connection},
     node::{NodeFacts, Registration},
     node_sync::{NodeSync, memory_path},
     reconcile::{network::NetworkOptions, place::find_place},
@@ -21,9 +20,13 @@ pub(super) fn start(shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
     shared.tasks.clone().spawn(async move {
         let shutdown = shared.shutdown.clone();
-        let Some(client) = shutdown.run_until_cancelled(connect(&shared.config)).await else {
+        let connection = shutdown.run_until_cancelled(connect(&shared.config)).await;
+        let Some(Connection { client, renewal }) = connection else {
             return;
         };
+        if let Some(renewal) = renewal {
+            shared.tasks.spawn(renewal.run(shutdown.clone()));
+        }
         let Some(facts) = shutdown.run_until_cancelled(facts(&shared.config)).await else {
             return;
         };
@@ -45,12 +48,12 @@ pub(super) fn start(shared: &Arc<Shared>) {
     });
 }
 
-async fn connect(config: &Config) -> Client {
+async fn connect(config: &Config) -> Connection {
     const LONGEST: Duration = Duration::from_secs(15);
     let mut wait = Duration::from_millis(250);
     loop {
         match join::connect(&config.control_plane, &config.node_name, &config.state_dir).await {
-            Ok(client) => return client,
+            Ok(connection) => return connection,
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(error, retry_in = ?wait, "no way to the API server");

@@ -62,6 +62,10 @@ pub struct Sources {
     pub config_maps: BTreeMap<String, Option<BTreeMap<String, Vec<u8>>>>,
     /// Secrets; `None` for one that does not exist.
     pub secrets: BTreeMap<String, Option<BTreeMap<String, Vec<u8>>>>,
+    /// Tokens of the pod's service account, by volume and path in it.
+    pub tokens: BTreeMap<(String, String), String>,
+    /// Whether the API could not be asked for what volumes are made of.
+    pub unreachable: bool,
 }
 
 /// What the downward API gives beside the pod's own object.
@@ -243,7 +247,7 @@ fn from_source(
     }
 }
 
-fn field_value(
+pub(super) fn field_value(
     pod: &Pod,
     variable: &str,
     field: &ObjectFieldSelector,

@@ -1,7 +1,7 @@
 //! Volumes of a pod: what each is on the node, and where containers find it. What is not offered is an error that says so.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Component, Path, PathBuf},
@@ -9,7 +9,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::{Container, KeyToPath, Pod, Volume};
 
-use super::{environment::Sources, oci::Bind};
+use super::{environment::Sources, oci::Bind, projected};
 
 /// The mode of files whose volume does not say.
 const DEFAULT_FILE_MODE: i32 = 0o644;
@@ -18,7 +18,9 @@ const DEFAULT_FILE_MODE: i32 = 0o644;
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
     /// A kind of volume that this runtime does not have.
-    #[error("volume {0}: this runtime offers emptyDir, hostPath, configMap and secret volumes only")]
+    #[error(
+        "volume {0}: this runtime offers emptyDir, hostPath, configMap, secret, downwardAPI and projected volumes only"
+    )]
     NotOffered(String),
     /// A memory-backed directory.
     #[error("volume {0}: this runtime does not offer emptyDir with medium Memory")]
@@ -61,6 +63,14 @@ pub enum VolumeError {
         /// The key.
         key: String,
     },
+    /// A field of the pod that cannot be a file.
+    #[error("volume {volume}: field {field:?} is not offered by this runtime")]
+    Field {
+        /// The volume.
+        volume: String,
+        /// The field.
+        field: String,
+    },
     /// A path that leads out of its volume.
     #[error("volume {volume}: {path:?} leads out of it")]
     Escape {
@@ -92,45 +102,64 @@ pub enum VolumeError {
     },
 }
 
-/// The names of config maps and secrets that a pod refers to, in volumes and variables.
-pub fn referred(pod: &Pod) -> (Vec<String>, Vec<String>) {
-    let (mut maps, mut secrets) = (Vec::new(), Vec::new());
+/// The names of objects that a pod refers to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Referred {
+    /// Config maps.
+    pub config_maps: BTreeSet<String>,
+    /// Secrets.
+    pub secrets: BTreeSet<String>,
+}
+
+/// What a pod's volumes are made of.
+pub fn referred_by_volumes(pod: &Pod) -> Referred {
+    let mut referred = Referred::default();
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    for volume in volumes {
+        let projected = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
+        for source in projected {
+            let map = source.config_map.iter().map(|map| map.name.clone());
+            referred.config_maps.extend(map);
+            let secret = source.secret.iter().map(|secret| secret.name.clone());
+            referred.secrets.extend(secret);
+        }
+        let map = volume.config_map.iter().map(|source| source.name.clone());
+        referred.config_maps.extend(map);
+        let secret = volume.secret.iter();
+        let secret = secret.filter_map(|source| source.secret_name.clone());
+        referred.secrets.extend(secret);
+    }
+    referred
+}
+
+/// What the variables of a pod's containers come from.
+pub fn referred_by_variables(pod: &Pod) -> Referred {
+    let mut referred = Referred::default();
     let Some(spec) = &pod.spec else {
-        return (maps, secrets);
+        return referred;
     };
-    for volume in spec.volumes.iter().flatten() {
-        maps.extend(volume.config_map.iter().map(|source| source.name.clone()));
-        secrets.extend(
-            volume
-                .secret
-                .iter()
-                .filter_map(|source| source.secret_name.clone()),
-        );
-    }
-    for container in spec
-        .containers
-        .iter()
-        .chain(spec.init_containers.iter().flatten())
-    {
+    let containers = spec.containers.iter();
+    for container in containers.chain(spec.init_containers.iter().flatten()) {
         for from in container.env_from.iter().flatten() {
-            maps.extend(from.config_map_ref.iter().map(|r| r.name.clone()));
-            secrets.extend(from.secret_ref.iter().map(|r| r.name.clone()));
+            let map = from.config_map_ref.iter().map(|r| r.name.clone());
+            referred.config_maps.extend(map);
+            let secret = from.secret_ref.iter().map(|r| r.name.clone());
+            referred.secrets.extend(secret);
         }
-        for source in container
-            .env
-            .iter()
-            .flatten()
-            .filter_map(|v| v.value_from.as_ref())
-        {
-            maps.extend(source.config_map_key_ref.iter().map(|r| r.name.clone()));
-            secrets.extend(source.secret_key_ref.iter().map(|r| r.name.clone()));
+        let sources = container.env.iter().flatten();
+        for source in sources.filter_map(|variable| variable.value_from.as_ref()) {
+            let map = source.config_map_key_ref.iter().map(|r| r.name.clone());
+            referred.config_maps.extend(map);
+            let secret = source.secret_key_ref.iter().map(|r| r.name.clone());
+            referred.secrets.extend(secret);
         }
     }
-    for names in [&mut maps, &mut secrets] {
-        names.sort();
-        names.dedup();
-    }
-    (maps, secrets)
+    referred
+}
+
+/// Where a volume of a pod is, under the pod's directory.
+pub(super) fn directory_of(dir: &Path, volume: &str) -> PathBuf {
+    dir.join("volumes").join(volume)
 }
 
 /// Makes the volumes that a container mounts, and says where it finds them.
@@ -178,7 +207,7 @@ pub fn prepare(
 
 /// Where a volume is on the node, and whether nobody may write it.
 fn source(dir: &Path, pod: &Pod, volume: &Volume, sources: &Sources) -> Result<(PathBuf, bool), VolumeError> {
-    let own = dir.join("volumes").join(&volume.name);
+    let own = directory_of(dir, &volume.name);
     let name = volume.name.clone();
     if let Some(empty) = &volume.empty_dir {
         if !empty.medium.as_deref().unwrap_or_default().is_empty() {
@@ -201,66 +230,94 @@ fn source(dir: &Path, pod: &Pod, volume: &Volume, sources: &Sources) -> Result<(
         host_path(&name, &path, host.type_.as_deref().unwrap_or_default())?;
         return Ok((path, false));
     }
-    let (what, object, optional, items, mode, table) = if let Some(map) = &volume.config_map {
-        (
-            "config map",
-            map.name.clone(),
-            map.optional,
-            &map.items,
-            map.default_mode,
-            &sources.config_maps,
-        )
+    let made = own.is_dir();
+    directory(&name, &own, 0o755)?;
+    // What an earlier container was given is better than nothing while the API cannot be asked.
+    if made && sources.unreachable {
+        return Ok((own, true));
+    }
+    if let Some(map) = &volume.config_map {
+        let content = Content {
+            what: "config map",
+            object: &map.name,
+            optional: map.optional == Some(true),
+            items: map.items.as_deref(),
+            mode: map.default_mode,
+        };
+        content.write(&own, &name, &sources.config_maps)?;
     } else if let Some(secret) = &volume.secret {
-        (
-            "secret",
-            secret.secret_name.clone().unwrap_or_default(),
-            secret.optional,
-            &secret.items,
-            secret.default_mode,
-            &sources.secrets,
-        )
+        let content = Content {
+            what: "secret",
+            object: secret.secret_name.as_deref().unwrap_or_default(),
+            optional: secret.optional == Some(true),
+            items: secret.items.as_deref(),
+            mode: secret.default_mode,
+        };
+        content.write(&own, &name, &sources.secrets)?;
+    } else if let Some(projected) = &volume.projected {
+        projected::write(&own, pod, &name, projected, sources)?;
+    } else if let Some(downward) = &volume.downward_api {
+        let items = downward.items.iter().flatten();
+        projected::write_fields(&own, pod, &name, items, downward.default_mode)?;
     } else {
         return Err(VolumeError::NotOffered(name));
-    };
-    let optional = optional == Some(true);
-    let empty = BTreeMap::new();
-    let data = match table.get(&object).and_then(Option::as_ref) {
-        Some(data) => data,
-        None if optional => &empty,
-        None => {
-            return Err(VolumeError::NoObject {
-                volume: name,
-                what,
-                name: object,
-            });
-        }
-    };
-    directory(&name, &own, 0o755)?;
-    let all = || -> Vec<KeyToPath> {
-        data.keys()
-            .map(|key| KeyToPath {
-                key: key.clone(),
-                path: key.clone(),
-                mode: None,
-            })
-            .collect()
-    };
-    for item in items.clone().unwrap_or_else(all) {
-        let Some(bytes) = data.get(&item.key) else {
-            if optional {
-                continue;
-            }
-            return Err(VolumeError::NoKey {
-                volume: name,
-                what,
-                name: object,
-                key: item.key,
-            });
-        };
-        let mode = item.mode.or(mode).unwrap_or(DEFAULT_FILE_MODE);
-        file(&name, &own, &item.path, bytes, mode)?;
     }
     Ok((own, true))
+}
+
+/// Keys of an object as files.
+pub(super) struct Content<'a> {
+    /// `config map` or `secret`.
+    pub(super) what: &'static str,
+    /// The object's name.
+    pub(super) object: &'a str,
+    /// Whether it may be missing.
+    pub(super) optional: bool,
+    /// Which keys, and where; `None`: all.
+    pub(super) items: Option<&'a [KeyToPath]>,
+    /// The files' mode, unless a key says otherwise.
+    pub(super) mode: Option<i32>,
+}
+
+impl Content<'_> {
+    pub(super) fn write(
+        &self,
+        own: &Path,
+        volume: &str,
+        table: &BTreeMap<String, Option<BTreeMap<String, Vec<u8>>>>,
+    ) -> Result<(), VolumeError> {
+        let Some(data) = table.get(self.object).and_then(Option::as_ref) else {
+            if self.optional {
+                return Ok(());
+            }
+            return Err(VolumeError::NoObject {
+                volume: volume.to_owned(),
+                what: self.what,
+                name: self.object.to_owned(),
+            });
+        };
+        let Some(items) = self.items else {
+            for (key, bytes) in data {
+                file(volume, own, key, bytes, self.mode)?;
+            }
+            return Ok(());
+        };
+        for item in items {
+            match data.get(&item.key) {
+                Some(bytes) => file(volume, own, &item.path, bytes, item.mode.or(self.mode))?,
+                None if self.optional => {}
+                None => {
+                    return Err(VolumeError::NoKey {
+                        volume: volume.to_owned(),
+                        what: self.what,
+                        name: self.object.to_owned(),
+                        key: item.key.clone(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 fn make_error(volume: &str, path: &Path, source: io::Error) -> VolumeError {
@@ -280,7 +337,13 @@ fn directory(volume: &str, path: &Path, mode: u32) -> Result<(), VolumeError> {
         .map_err(|source| make_error(volume, path, source))
 }
 
-fn file(volume: &str, root: &Path, name: &str, bytes: &[u8], mode: i32) -> Result<(), VolumeError> {
+pub(super) fn file(
+    volume: &str,
+    root: &Path,
+    name: &str,
+    bytes: &[u8],
+    mode: Option<i32>,
+) -> Result<(), VolumeError> {
     let inside = !name.is_empty()
         && Path::new(name)
             .components()
@@ -296,6 +359,7 @@ fn file(volume: &str, root: &Path, name: &str, bytes: &[u8], mode: i32) -> Resul
         directory(volume, parent, 0o755)?;
     }
     let scratch = root.join(".new");
+    let mode = mode.unwrap_or(DEFAULT_FILE_MODE);
     let mode = fs::Permissions::from_mode(u32::try_from(mode).unwrap_or(0o644) & 0o777);
     fs::write(&scratch, bytes)
         .and_then(|()| fs::set_permissions(&scratch, mode))

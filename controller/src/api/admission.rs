@@ -7,21 +7,37 @@ use serde_json::{Value, json};
 mod priority;
 
 use super::status::ApiError;
-use super::{Call, objects};
+use super::{Call, account, objects};
 use crate::auth::signing;
 use crate::resources::{Resource, Subresource};
 
 /// On creation, before validation.
-pub(super) fn on_create(call: &Call, object: &mut Value) -> Result<(), ApiError> {
+pub(super) async fn on_create(call: &Call, object: &mut Value) -> Result<(), ApiError> {
     if call.resource.storage == "certificates.k8s.io/certificatesigningrequests" {
         let spec = &mut object["spec"];
+        // Whatever the client says of itself.
+        if let Some(fields) = spec.as_object_mut() {
+            fields.remove("uid");
+            fields.remove("extra");
+        }
         spec["username"] = json!(call.identity.user);
         spec["groups"] = json!(call.identity.groups);
+        if !call.identity.uid.is_empty() {
+            spec["uid"] = json!(call.identity.uid);
+        }
+        if !call.identity.extra.is_empty() {
+            spec["extra"] = json!(call.identity.extra);
+        }
+        if let Some(why) = signing::refusal(object) {
+            return Err(ApiError::forbidden(&call.resource, objects::name(object), &why));
+        }
         let now = objects::timestamp(call.now);
-        signing::approve_and_sign(&call.server.authority, &call.identity, object, &now)
+        let (authority, authorizer) = (&call.server.authority, &call.server.authorizer);
+        signing::approve_and_sign(authority, authorizer, &call.identity, object, &now)
             .map_err(|error| ApiError::bad_request(format!("spec.request: {error}")))?;
     }
     if call.resource.storage == "pods" {
+        account::assign(call, object).await?;
         let seconds = call.server.limits.toleration_seconds;
         for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
             tolerate(&mut object["spec"], key, seconds);
@@ -84,7 +100,9 @@ pub(super) fn on_change(call: &Call, object: &mut Value) -> Result<(), ApiError>
         priority::only_default(call, object)?;
     }
     if call.resource.subresource(&call.path.subresource) == Some(Subresource::Approval) {
-        signing::sign_approved(&call.server.authority, object)
+        signing::may_approve(&call.server.authorizer, &call.identity, object)
+            .map_err(|why| ApiError::forbidden(&call.resource, objects::name(object), &why))?;
+        signing::sign_approved(&call.server.authority, object, &objects::timestamp(call.now))
             .map_err(|error| ApiError::bad_request(format!("spec.request: {error}")))?;
     }
     Ok(())

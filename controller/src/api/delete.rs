@@ -116,6 +116,7 @@ async fn delete_key(call: &Call, key: &str, name: &str, options: &Options) -> Re
             .ok_or_else(|| ApiError::not_found(resource, name))?;
         let value = current.value();
         preconditions(resource, name, &value, options)?;
+        call.admits(&value, Some(&value))?;
         let step = step(resource, name, &value, options, call.now)?;
         let operation = match &step {
             Step::Nothing => {

@@ -145,6 +145,11 @@ impl ApiError {
 
     /// 422 with what is wrong with an object.
     pub fn invalid(resource: &Resource, name: &str, problems: &Problems) -> Self {
+        Self::invalid_kind(resource.kind, resource.group, name, problems)
+    }
+
+    /// 422 with what is wrong with an object whose kind is not a resource's.
+    pub fn invalid_kind(kind: &str, group: &str, name: &str, problems: &Problems) -> Self {
         let texts: Vec<_> = problems
             .0
             .iter()
@@ -160,15 +165,14 @@ impl ApiError {
             [one] => one.clone(),
             many => format!("[{}]", many.join(", ")),
         };
-        let kind = if resource.group.is_empty() {
-            resource.kind.to_owned()
+        let qualified = if group.is_empty() {
+            kind.to_owned()
         } else {
-            format!("{}.{}", resource.kind, resource.group)
+            format!("{kind}.{group}")
         };
-        let mut error = Self::new(422, "Invalid", format!("{kind} {name:?} is invalid: {list}"));
+        let mut error = Self::new(422, "Invalid", format!("{qualified} {name:?} is invalid: {list}"));
         let causes: Vec<_> = problems.0.iter().map(crate::resources::Problem::cause).collect();
-        error.details =
-            json!({"name": name, "group": resource.group, "kind": resource.kind, "causes": causes});
+        error.details = json!({"name": name, "group": group, "kind": kind, "causes": causes});
         error
     }
 
@@ -258,10 +262,14 @@ impl ApiError {
         status
     }
 
+    /// The HTTP status.
+    pub fn code(&self) -> StatusCode {
+        StatusCode::from_u16(self.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
     /// The HTTP answer.
     pub fn response(&self) -> Response<Body> {
-        let code = StatusCode::from_u16(self.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = json_response(code, self.status().to_string());
+        let mut response = json_response(self.code(), self.status().to_string());
         if let Some(seconds) = self.details["retryAfterSeconds"].as_u64() {
             response
                 .headers_mut()

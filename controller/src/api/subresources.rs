@@ -9,7 +9,7 @@ use super::delete::{self, Options};
 use super::negotiate::{Decoded, content_type, decode_json};
 use super::status::{ApiError, json_response, success};
 use super::write::{self, Change, Outcome, Reply};
-use super::{Call, objects};
+use super::{Call, objects, token_request};
 use crate::custom::json_path::JsonPath;
 use crate::resources::{Problems, Subresource};
 use crate::schema::patch as json_patches;
@@ -33,6 +33,7 @@ pub(crate) async fn create(call: &Call, decoded: Decoded) -> Result<Reply, ApiEr
     match call.resource.subresource(&call.path.subresource) {
         Some(Subresource::Binding) => bind(call, &decoded.value).await,
         Some(Subresource::Eviction) => evict(call, &decoded.value).await,
+        Some(Subresource::Token) => token_request::create(call, &decoded.value),
         Some(other) => Err(needs_node(other)),
         None => Err(ApiError::no_such_path()),
     }

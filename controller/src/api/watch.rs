@@ -11,9 +11,9 @@ use futures::stream;
 use http::{HeaderValue, Response, header};
 use rand::RngExt as _;
 use serde_json::{Value, json};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until};
 
+use super::limits::Seat;
 use super::negotiate::Form;
 use super::read::{Filter, wait_for_version};
 use super::status::ApiError;
@@ -29,10 +29,7 @@ const DEFAULT_LIFETIME_SECONDS: u64 = 1800;
 const CHUNK: usize = 64 << 10;
 
 /// GET of a collection with `watch`.
-pub(crate) async fn watch(call: Call) -> Result<Response<Body>, ApiError> {
-    let permit = Arc::clone(&call.server.watches)
-        .try_acquire_owned()
-        .map_err(|_| ApiError::too_many_requests("too many watches, please try again later", 5))?;
+pub(crate) async fn watch(call: Call, seat: Option<Seat>) -> Result<Response<Body>, ApiError> {
     let filter = Filter::of(&call)?;
     let bookmarks = call.query.flag("allowWatchBookmarks");
     let initial_events = initial_events(&call, bookmarks)?;
@@ -69,7 +66,7 @@ pub(crate) async fn watch(call: Call) -> Result<Response<Body>, ApiError> {
         deadline: now + lifetime,
         next_bookmark: bookmarks.then_some(now + BOOKMARK_INTERVAL.min(lifetime.mul_f32(0.9))),
         ended: false,
-        _permit: permit,
+        _seat: seat,
     };
     let chunks = stream::unfold(watcher, |mut watcher| async {
         let chunk = watcher.next().await?;
@@ -118,7 +115,7 @@ struct Watcher {
     deadline: Instant,
     next_bookmark: Option<Instant>,
     ended: bool,
-    _permit: OwnedSemaphorePermit,
+    _seat: Option<Seat>,
 }
 
 /// Why a watcher woke up.

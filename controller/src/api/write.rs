@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::negotiate::Decoded;
 use super::objects;
+use super::request::Verb;
 use super::status::ApiError;
 use super::{Call, admission};
 use crate::custom::ObjectSchema;
@@ -167,6 +168,7 @@ async fn create_object(
         ));
     }
     place(call, &mut object)?;
+    namespace_accepts(call, objects::name(&object))?;
     objects::stamp_new(&mut object, resource.generation, call.now);
     if resource.has_status()
         && let Some(fields) = object.as_object_mut()
@@ -181,7 +183,7 @@ async fn create_object(
     }
     let stored = call.stored_resource();
     (stored.prepare)(&mut object);
-    admission::on_create(call, &mut object)?;
+    admission::on_create(call, &mut object).await?;
     admission::on_write(&stored, &mut object);
     if let Some(schema) = stored.schema() {
         schema.default(&mut object);
@@ -189,9 +191,8 @@ async fn create_object(
             track(call, schema, None, &mut object);
         }
     }
-    namespace_accepts(call, objects::name(&object))?;
     validate(&stored, &object, None)?;
-    call.admits(&object)?;
+    call.admits(&object, None)?;
     let name = objects::name(&object).to_owned();
     if dry_run {
         let key = resource.key(&call.path.namespace, &name);
@@ -488,7 +489,7 @@ fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Opt
     }
     no_late_finalizers(&stored, old, &new)?;
     validate(&stored, &new, Some(old))?;
-    call.admits(&new)?;
+    call.admits(&new, Some(old))?;
     Ok(Some(new))
 }
 
@@ -584,6 +585,7 @@ pub(crate) async fn apply(
         }
         let mut object = schema.apply(None, &request).map_err(failed)?;
         object["metadata"]["name"] = json!(call.path.name);
+        call.require(Verb::Create)?;
         match create_object(call, object, Some(&manager), warnings.clone()).await {
             Err(error) if error.reason == "AlreadyExists" => {}
             other => return other,

@@ -6,8 +6,9 @@ use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, Repl
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, ServiceAccount,
+    ConfigMap, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, Secret, ServiceAccount,
 };
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -17,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::config::ControllersConfig;
 use super::events::Recorder;
 use super::pod::PodView;
+use crate::auth::service_account::SECRET_TYPE;
 use crate::informer::{Cached, Store, slim};
 
 /// Namespace of the nodes' heartbeat leases.
@@ -46,6 +48,9 @@ pub(crate) struct Context {
     pub(crate) claims: Arc<Store<PersistentVolumeClaim>>,
     pub(crate) namespaces: Arc<Store<Namespace>>,
     pub(crate) service_accounts: Arc<Store<ServiceAccount>>,
+    /// Secrets that hold a service account's token.
+    pub(crate) token_secrets: Arc<Store<Secret>>,
+    pub(crate) cluster_roles: Arc<Store<ClusterRole>>,
     pub(crate) root_ca_maps: Arc<Store<ConfigMap>>,
 }
 
@@ -73,6 +78,8 @@ impl Context {
             claims: Store::new(),
             namespaces: Store::new(),
             service_accounts: Store::new(),
+            token_secrets: Store::new(),
+            cluster_roles: Store::new(),
             root_ca_maps: Store::new(),
         })
     }
@@ -104,14 +111,15 @@ impl Context {
         self.follow(&self.cron_jobs, Api::all(client.clone()), all(), slimmed);
         self.follow(&self.claims, Api::all(client.clone()), all(), slimmed);
         self.follow(&self.namespaces, Api::all(client.clone()), all(), slimmed);
-        // One account per namespace matters; others are not kept.
-        let named = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
+        self.follow(&self.service_accounts, Api::all(client.clone()), all(), slimmed);
         self.follow(
-            &self.service_accounts,
+            &self.token_secrets,
             Api::all(client.clone()),
-            named("default"),
+            watcher::Config::default().fields(&format!("type={SECRET_TYPE}")),
             slimmed,
         );
+        self.follow(&self.cluster_roles, Api::all(client.clone()), all(), slimmed);
+        let named = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
         self.follow(
             &self.root_ca_maps,
             Api::all(client.clone()),

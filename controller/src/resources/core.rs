@@ -8,6 +8,8 @@ mod volume;
 
 use serde_json::{Value, json};
 
+use crate::auth::service_account::{ACCOUNT_ANNOTATION, SECRET_TYPE};
+
 use super::Subresource::{Attach, Binding, Eviction, Exec, Finalize, Log, PortForward, Scale, Status, Token};
 use super::{
     Field, NAME, Problems, Resource, apps, events, field, flag, number, printing, question, row, text,
@@ -191,6 +193,10 @@ pub(super) static RESOURCES: &[Resource] = &[
             ]
         },
         validate: |secret, old, problems| {
+            let annotations = &secret["metadata"]["annotations"];
+            if secret["type"] == SECRET_TYPE && !annotations[ACCOUNT_ANNOTATION].is_string() {
+                problems.required(&format!("metadata.annotations[{ACCOUNT_ANNOTATION}]"), "");
+            }
             data_keys(secret, &["data"], problems);
             validation::immutable(secret, old, "type", problems);
             if let Some(old) = old.filter(|old| old["immutable"] == true)

@@ -198,6 +198,11 @@ impl Watch {
         }
     }
 
+    /// Whether there are changes that the watcher has not seen.
+    pub fn is_behind(&self) -> bool {
+        *self.changed.borrow() > self.cursor
+    }
+
     /// The changes that are there; none if the watcher has seen all.
     ///
     /// # Errors

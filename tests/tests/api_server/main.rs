@@ -1,9 +1,12 @@
 //! The API server as clients meet it: the real program over TLS, driven by `kubectl`, by kube-rs and by hand.
 
+mod authorization;
 mod custom;
 mod identity;
 mod kubectl;
 mod objects;
+mod protection;
 mod refusals;
 mod server;
+mod tokens;
 mod watching;

@@ -85,6 +85,9 @@ impl World {
         let mut settings = controllers();
         adjust(&mut settings);
         let config = weft_controller::Config {
+            limits: weft_controller::api::Limits::default(),
+            audit: None,
+            encryption_key_file: dir.path().join("encryption.key"),
             data_dir: dir.path().to_owned(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             advertise_address: Ipv4Addr::LOCALHOST.into(),
