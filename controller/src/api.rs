@@ -5,6 +5,7 @@
 mod access;
 mod account;
 mod admission;
+mod allocate;
 pub mod audit;
 mod definitions;
 mod delete;
@@ -16,6 +17,7 @@ mod negotiate;
 mod objects;
 mod patch;
 mod read;
+mod repair;
 pub mod request;
 mod reviews;
 pub mod status;
@@ -36,11 +38,13 @@ use bytes::{Bytes, BytesMut};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
+use ipnetwork::IpNetwork;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::allocate::DEFAULT_RANGE;
 use self::audit::{AuditLog, Trail};
 pub use self::limits::Limits;
 use self::limits::Seats;
@@ -73,6 +77,8 @@ pub struct Server {
     pub(crate) token_keys: Arc<TokenKeys>,
     pub(crate) authorizer: Authorizer,
     pub(crate) authenticator: Authenticator,
+    /// Ranges of Services' addresses, the default family first.
+    pub(crate) service_ranges: Vec<IpNetwork>,
     address: String,
 }
 
@@ -108,8 +114,16 @@ impl Server {
             counters: Counters::default(),
             custom: Registry::default(),
             limits,
+            service_ranges: Vec::new(),
             address,
         }
+    }
+
+    /// Sets the ranges of Services' addresses, at most one of each family, the default first.
+    #[must_use]
+    pub fn with_service_ranges(mut self, ranges: Vec<IpNetwork>) -> Self {
+        self.service_ranges = ranges;
+        self
     }
 
     /// What is served under a path.
@@ -146,6 +160,11 @@ pub async fn define(server: Arc<Server>) {
 /// Removes what is kept for a time only, until `shutdown`.
 pub async fn expire(server: Arc<Server>) {
     expiry::run(&server).await;
+}
+
+/// Mends the records of Services' addresses and node ports, until `shutdown`.
+pub async fn repair(server: Arc<Server>) {
+    repair::run(&server).await;
 }
 
 async fn handle(State(server): State<Arc<Server>>, request: Request<Body>) -> Response<Body> {

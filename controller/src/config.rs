@@ -41,8 +41,13 @@ pub struct Args {
     /// Prefix length of a node's IPv6 pod CIDR.
     #[arg(long, default_value_t = 64)]
     pub node_cidr_mask_size_v6: u8,
-    /// Range of Services' addresses.
-    #[arg(long, value_delimiter = ',', default_value = "10.96.0.0/16")]
+    /// Ranges of Services' addresses, at most one of each family; the first one's family is the default.
+    #[arg(
+        long,
+        env = "WEFT_SERVICE_CIDR",
+        value_delimiter = ',',
+        default_value = "10.96.0.0/16"
+    )]
     pub service_cidr: Vec<IpNetwork>,
     /// How often nodes are judged.
     #[arg(long, value_parser = duration, default_value = "5s")]
@@ -124,6 +129,14 @@ pub enum ConfigError {
         /// The second range.
         second: IpNetwork,
     },
+    /// A range of Services' addresses cannot be used.
+    #[error("--service-cidr {cidr} {why}")]
+    ServiceCidr {
+        /// The range.
+        cidr: IpNetwork,
+        /// What is wrong with it, and what would be right.
+        why: &'static str,
+    },
     /// The controllers refuse their settings.
     #[error(transparent)]
     Controllers(#[from] crate::controllers::ControllerError),
@@ -142,6 +155,8 @@ pub struct Config {
     pub names: Vec<String>,
     /// Further addresses for the server's certificate.
     pub addresses: Vec<IpAddr>,
+    /// Ranges of Services' addresses, at most one of each family, the default first.
+    pub service_cidrs: Vec<IpNetwork>,
     /// Settings of the controllers.
     pub controllers: ControllersConfig,
     /// The etcd cluster that keeps the objects, if it is not the file in the data directory.
@@ -203,6 +218,7 @@ impl Args {
                 });
             }
         }
+        check_service_cidrs(&service_cidr)?;
         let controllers = ControllersConfig {
             cluster_cidrs: cluster_cidr,
             node_cidr_mask_v4: node_cidr_mask_size,
@@ -238,6 +254,7 @@ impl Args {
             advertise_address: advertise_address.unwrap_or_else(|| reachable_address(listen.ip())),
             names,
             addresses: addresses.iter().filter_map(|san| san.parse().ok()).collect(),
+            service_cidrs: service_cidr,
             controllers,
             etcd: store.map(|EtcdAddresses(addresses)| etcd::Settings {
                 addresses,
@@ -264,6 +281,25 @@ fn reachable_address(listen: IpAddr) -> IpAddr {
         socket.local_addr().ok().map(|address| address.ip())
     };
     probe().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+fn check_service_cidrs(cidrs: &[IpNetwork]) -> Result<(), ConfigError> {
+    for (index, cidr) in cidrs.iter().enumerate() {
+        let why = if cidrs[..index]
+            .iter()
+            .any(|other| other.is_ipv4() == cidr.is_ipv4())
+        {
+            "is the second of its family: name at most one IPv4 and one IPv6 range"
+        } else if cidr.ip() != cidr.network() {
+            "is no network: its host part must be zero"
+        } else if cidr.prefix() > if cidr.is_ipv4() { 29 } else { 125 } {
+            "is too small: choose /29 or larger, /125 in IPv6"
+        } else {
+            continue;
+        };
+        return Err(ConfigError::ServiceCidr { cidr: *cidr, why });
+    }
+    Ok(())
 }
 
 fn overlap(a: IpNetwork, b: IpNetwork) -> bool {

@@ -11,6 +11,7 @@ pub mod cron_job;
 pub mod daemon_set;
 pub mod deployment;
 pub(crate) mod discovery;
+pub(crate) mod endpoints;
 pub mod events;
 pub mod expectations;
 pub mod garbage;
@@ -25,11 +26,13 @@ pub mod pod_gc;
 pub mod replication;
 pub(crate) mod role_aggregation;
 pub mod service_account;
+pub(crate) mod service_cidr;
 pub mod share;
 pub mod stateful_set;
 pub mod taint_eviction;
 pub(crate) mod token;
 pub mod ttl_after_finished;
+pub(crate) mod volumes;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -126,6 +129,13 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("job", job::start),
     ("cronjob", cron_job::start),
     ("ttl-after-finished", ttl_after_finished::start),
+    ("endpoints", endpoints::legacy::start),
+    ("endpoint-slice", endpoints::slices::start),
+    ("endpoint-slice-mirroring", endpoints::mirror::start),
+    ("service-cidr", service_cidr::start),
+    ("volume-binder", volumes::binder::start),
+    ("volume-protection", volumes::protection::start),
+    ("local-path", volumes::local_path::start),
     ("pod-gc", pod_gc::start),
     ("garbage-collector", garbage::start),
     ("namespace", namespace::start),

@@ -76,6 +76,8 @@ pub enum IndexKey {
     Orphan(Arc<str>),
     /// Pods bound to a node.
     Node(Arc<str>),
+    /// Pods that use a volume claim.
+    Claim(ObjectKey),
     /// Objects of a namespace that carry a label `key=value`; filled by kinds that are looked up so.
     Label(Arc<str>, Arc<str>),
 }
@@ -139,9 +141,34 @@ cached_as_is!(
     k8s_openapi::api::core::v1::Secret,
     k8s_openapi::api::core::v1::Service,
     k8s_openapi::api::core::v1::ServiceAccount,
-    k8s_openapi::api::discovery::v1::EndpointSlice,
+    k8s_openapi::api::core::v1::PersistentVolume,
+    k8s_openapi::api::networking::v1::ServiceCIDR,
+    k8s_openapi::api::storage::v1::StorageClass,
     k8s_openapi::api::rbac::v1::ClusterRole,
 );
+
+/// Label of a slice: the Service it belongs to.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+impl Cached for k8s_openapi::api::discovery::v1::EndpointSlice {
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    /// Slices are looked up by their Service, as `namespace/name`.
+    fn index_keys(&self) -> Vec<IndexKey> {
+        let mut keys = default_index_keys(&self.metadata);
+        let labels = self.metadata.labels.as_ref();
+        if let Some(service) = labels.and_then(|labels| labels.get(SERVICE_NAME)) {
+            let namespace = self.metadata.namespace.as_deref().unwrap_or_default();
+            keys.push(IndexKey::Label(
+                SERVICE_NAME.into(),
+                format!("{namespace}/{service}").into(),
+            ));
+        }
+        keys
+    }
+}
 
 /// A change of one object: `old` is `None` when it is new, `new` is `None` when it is gone.
 #[derive(Debug)]

@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod allocation;
 pub mod api;
 pub mod auth;
 pub mod config;
@@ -12,6 +13,7 @@ pub mod cron;
 pub mod custom;
 pub mod informer;
 pub mod leader;
+mod master_service;
 pub mod pki;
 pub mod quantity;
 pub mod queue;
@@ -27,6 +29,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use ipnetwork::IpNetwork;
 use kube::Client;
 use kube::api::{Api, DynamicObject, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
@@ -37,6 +40,7 @@ use tracing::info;
 
 pub use config::{Args, Config};
 
+use crate::allocation::ranges::ServiceRange;
 use crate::api::audit::AuditLog;
 use crate::auth::rbac;
 use crate::auth::service_account::keys::TokenKeys;
@@ -129,10 +133,20 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
         address.clone(),
         shutdown.clone(),
     );
-    let server = Arc::new(server);
+    let server = Arc::new(server.with_service_ranges(config.service_cidrs.clone()));
     let router = api::router(Arc::clone(&server));
     let client = server::in_process_client(router.clone());
-    seed(&client)
+    let master = master_service::Settings {
+        address: SocketAddr::new(config.advertise_address, port),
+        ranges: config
+            .service_cidrs
+            .iter()
+            .copied()
+            .map(ServiceRange::new)
+            .collect(),
+        shared: config.etcd.is_some(),
+    };
+    seed(&client, &master)
         .await
         .map_err(|error| RunError::Seed(Box::new(error)))?;
 
@@ -146,6 +160,16 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     parts.spawn(async move {
         api::define(own).await;
         Ok("definitions")
+    });
+    let own = Arc::clone(&server);
+    parts.spawn(async move {
+        api::repair(own).await;
+        Ok("repair of Services' addresses")
+    });
+    let (own, stop) = (client.clone(), shutdown.clone());
+    parts.spawn(async move {
+        master_service::keep(own, master, stop).await;
+        Ok("Service kubernetes")
     });
     parts.spawn(async move {
         api::expire(server).await;
@@ -252,6 +276,9 @@ fn server_credentials(config: &Config, authority: &Authority) -> Result<pki::Cre
     if !config.listen.ip().is_unspecified() {
         addresses.push(config.listen.ip());
     }
+    // Pods reach the API at the first address of the Services' range.
+    let first = |cidr: &IpNetwork| ServiceRange::new(*cidr).first();
+    addresses.extend(config.service_cidrs.iter().map(first));
     addresses.sort_unstable();
     addresses.dedup();
     authority.server(&names, &addresses)
@@ -264,8 +291,9 @@ fn write_admin_kubeconfig(config: &Config, authority: &Authority, port: u16) -> 
     pki::write_private(&config.data_dir.join("admin.kubeconfig"), &text)
 }
 
-/// Makes the namespaces and priority classes every cluster has.
-async fn seed(client: &Client) -> Result<(), kube::Error> {
+/// Makes what every cluster has: namespaces, priority classes, the storage class of nodes' directories, and the Service that
+/// leads to the API.
+async fn seed(client: &Client, master: &master_service::Settings) -> Result<(), kube::Error> {
     let kind = GroupVersionKind::gvk("", "v1", "Namespace");
     let namespaces: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&kind));
     for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
@@ -286,7 +314,15 @@ async fn seed(client: &Client) -> Result<(), kube::Error> {
     let accounts: Api<DynamicObject> =
         Api::namespaced_with(client.clone(), "default", &ApiResource::from_gvk(&kind));
     let object = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
-    create_unless_there(&accounts, object).await
+    create_unless_there(&accounts, object).await?;
+    let kind = GroupVersionKind::gvk("storage.k8s.io", "v1", "StorageClass");
+    let classes: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&kind));
+    create_unless_there(&classes, controllers::volumes::local_path::class()).await?;
+    match master_service::ensure(client, master).await {
+        // Another server of the same store does the same.
+        Err(error) if controllers::is_conflict(&error) => Ok(()),
+        other => other,
+    }
 }
 
 async fn create_unless_there(api: &Api<DynamicObject>, object: serde_json::Value) -> Result<(), kube::Error> {

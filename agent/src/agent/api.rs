@@ -1,8 +1,8 @@
 //! The agent's side of the API: joining, the node's registration, and following the other nodes.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::time::sleep;
+use tokio::{sync::watch, time::sleep};
 use tracing::Instrument as _;
 
 use super::{RETRY, Shared};
@@ -10,6 +10,7 @@ use crate::{
     config::{Config, Runtime},
     datapath::netlink::Netlink,
     join::{self, Connection},
+    local_path,
     node::{NodeFacts, Registration},
     node_sync::{NodeSync, memory_path},
     reconcile::{network::NetworkOptions, place::find_place},
@@ -33,17 +34,27 @@ pub(super) fn start(shared: &Arc<Shared>) {
         shared.view.send_modify(|view| view.joined = true);
         shared.client.send_replace(Some(client.clone()));
         let registration = Registration::new(client.clone(), facts, shared.config.lease_interval);
+        let (removals, asked) = watch::channel(local_path::Removals::default());
+        let volumes = local_path::run(
+            client.clone(),
+            shared.config.node_name.clone(),
+            local_path::directory(&shared.config.state_dir),
+            asked,
+            shutdown.clone(),
+        );
         let sync = NodeSync {
             client,
             node_name: shared.config.node_name.clone(),
             memory: memory_path(&shared.config.state_dir),
             cluster: shared.cluster.clone(),
             condition: shared.condition.subscribe(),
+            removals,
         };
         tokio::join!(
             registration.run(shared.condition.subscribe(), &shared.wrong, shutdown.clone()),
             sync.run(&shared.wrong, shutdown.clone())
                 .instrument(tracing::info_span!("nodes")),
+            volumes.instrument(tracing::info_span!("volumes")),
         );
     });
 }
@@ -76,6 +87,7 @@ async fn facts(config: &Config) -> NodeFacts {
                     name: config.node_name.clone(),
                     ips: place.ips,
                     labels: config.node_labels.clone(),
+                    annotations: annotations(config),
                     max_pods: config.max_pods,
                     runtime: if config.runtime == Runtime::Embedded {
                         "weft"
@@ -92,4 +104,12 @@ async fn facts(config: &Config) -> NodeFacts {
         }
         sleep(RETRY).await;
     }
+}
+
+/// A node that runs pods offers volumes for them.
+fn annotations(config: &Config) -> BTreeMap<String, String> {
+    let directory = local_path::directory(&config.state_dir).display().to_string();
+    let offered = config.runtime == Runtime::Embedded;
+    let annotation = (local_path::DIRECTORY.to_owned(), directory);
+    offered.then_some(annotation).into_iter().collect()
 }

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, ObjectFieldSelector, Pod};
 
+use super::volumes::Claimed;
 use crate::image::RunConfig;
 
 /// The search path of images that do not set one.
@@ -55,7 +56,7 @@ pub enum EnvironmentError {
     NoCommand,
 }
 
-/// The content of config maps and secrets that a pod refers to, by kind and name.
+/// What a pod refers to, by kind and name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sources {
     /// Config maps; `None` for one that does not exist.
@@ -66,6 +67,8 @@ pub struct Sources {
     pub tokens: BTreeMap<(String, String), String>,
     /// Whether the API could not be asked for what volumes are made of.
     pub unreachable: bool,
+    /// What volume claims come to.
+    pub claims: BTreeMap<String, Claimed>,
 }
 
 /// What the downward API gives beside the pod's own object.

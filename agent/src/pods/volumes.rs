@@ -7,9 +7,10 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use k8s_openapi::api::core::v1::{Container, KeyToPath, Pod, Volume};
+use k8s_openapi::api::core::v1::{Container, KeyToPath, PersistentVolume, Pod, Volume};
 
 use super::{environment::Sources, oci::Bind, projected};
+use crate::local_path;
 
 /// The mode of files whose volume does not say.
 const DEFAULT_FILE_MODE: i32 = 0o644;
@@ -19,7 +20,8 @@ const DEFAULT_FILE_MODE: i32 = 0o644;
 pub enum VolumeError {
     /// A kind of volume that this runtime does not have.
     #[error(
-        "volume {0}: this runtime offers emptyDir, hostPath, configMap, secret, downwardAPI and projected volumes only"
+        "volume {0}: this runtime offers emptyDir, hostPath, configMap, secret, downwardAPI, projected and \
+         persistentVolumeClaim volumes only"
     )]
     NotOffered(String),
     /// A memory-backed directory.
@@ -50,6 +52,24 @@ pub enum VolumeError {
         what: &'static str,
         /// Its name.
         name: String,
+    },
+    /// A claim has no volume yet.
+    #[error("volume {volume}: persistentvolumeclaim {claim:?} is not bound")]
+    Unbound {
+        /// The volume.
+        volume: String,
+        /// The claim.
+        claim: String,
+    },
+    /// A claim's volume is of a kind that this runtime does not have.
+    #[error(
+        "volume {volume}: this runtime offers persistent volumes of type local and hostPath; {persistent} is another"
+    )]
+    Persistent {
+        /// The volume.
+        volume: String,
+        /// The persistent volume.
+        persistent: String,
     },
     /// A key that a volume asks for is not there.
     #[error("volume {volume}: {what} {name} has no key {key:?}")]
@@ -162,6 +182,74 @@ pub(super) fn directory_of(dir: &Path, volume: &str) -> PathBuf {
     dir.join("volumes").join(volume)
 }
 
+/// The names of the claims behind a pod's volumes.
+pub fn claims(pod: &Pod) -> Vec<String> {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    volumes.filter_map(|volume| claim_of(pod, volume)).collect()
+}
+
+/// The claim behind a volume; one that is made for the pod alone has a name made of the pod's.
+fn claim_of(pod: &Pod, volume: &Volume) -> Option<String> {
+    let named = volume.persistent_volume_claim.as_ref();
+    named.map(|claim| claim.claim_name.clone()).or_else(|| {
+        let pod = pod.metadata.name.as_deref().unwrap_or_default();
+        volume
+            .ephemeral
+            .as_ref()
+            .map(|_| format!("{pod}-{}", volume.name))
+    })
+}
+
+/// What a claim comes to on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claimed {
+    /// There is no such claim.
+    Absent,
+    /// It has no volume yet.
+    Unbound,
+    /// A directory of the node.
+    Directory {
+        /// Where it is.
+        path: PathBuf,
+        /// Whether it is made here when it is first used.
+        made_here: bool,
+    },
+    /// Any path of the node, with what it must be.
+    HostPath {
+        /// Where it is.
+        path: PathBuf,
+        /// What it is.
+        kind: String,
+    },
+    /// This persistent volume is of another kind.
+    NotOffered(String),
+}
+
+impl Claimed {
+    /// What a bound volume is; `made_in` is where this node makes directories for volumes.
+    pub fn by(volume: &PersistentVolume, made_in: &Path) -> Self {
+        let name = volume.metadata.name.clone().unwrap_or_default();
+        let annotations = volume.metadata.annotations.as_ref();
+        let provisioned = annotations.and_then(|all| all.get("pv.kubernetes.io/provisioned-by"));
+        let Some(spec) = &volume.spec else {
+            return Self::NotOffered(name);
+        };
+        if let Some(local) = &spec.local {
+            let path = PathBuf::from(&local.path);
+            let ours = provisioned.is_some_and(|by| by == local_path::PROVISIONER);
+            let made_here = ours && path == made_in.join(&name);
+            return Self::Directory { path, made_here };
+        }
+        match &spec.host_path {
+            Some(host) => Self::HostPath {
+                path: PathBuf::from(&host.path),
+                kind: host.type_.clone().unwrap_or_default(),
+            },
+            None => Self::NotOffered(name),
+        }
+    }
+}
+
 /// Makes the volumes that a container mounts, and says where it finds them.
 pub fn prepare(
     dir: &Path,
@@ -214,16 +302,21 @@ fn source(dir: &Path, pod: &Pod, volume: &Volume, sources: &Sources) -> Result<(
             return Err(VolumeError::Memory(name));
         }
         directory(&name, &own, 0o777)?;
-        let fs_group = pod
-            .spec
-            .as_ref()
-            .and_then(|s| s.security_context.as_ref())
-            .and_then(|c| c.fs_group);
-        if let Some(gid) = fs_group.and_then(|gid| u32::try_from(gid).ok()) {
-            std::os::unix::fs::chown(&own, None, Some(gid))
-                .map_err(|source| make_error(&name, &own, source))?;
-        }
+        give_to_group(pod, &name, &own)?;
         return Ok((own, false));
+    }
+    if let Some(claim) = claim_of(pod, volume) {
+        let read_only = volume
+            .persistent_volume_claim
+            .as_ref()
+            .is_some_and(|claim| claim.read_only == Some(true));
+        let path = match fs::read_link(&own) {
+            // What an earlier container was given holds while the API cannot be asked.
+            Ok(path) if sources.unreachable => path,
+            _ => claimed(pod, &name, claim, sources)?,
+        };
+        remember(&name, &own, &path)?;
+        return Ok((path, read_only));
     }
     if let Some(host) = &volume.host_path {
         let path = PathBuf::from(&host.path);
@@ -317,6 +410,65 @@ impl Content<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Where a claim's volume is on the node.
+fn claimed(pod: &Pod, volume: &str, claim: String, sources: &Sources) -> Result<PathBuf, VolumeError> {
+    let volume_name = || volume.to_owned();
+    match sources.claims.get(&claim).unwrap_or(&Claimed::Absent) {
+        Claimed::Absent => Err(VolumeError::NoObject {
+            volume: volume_name(),
+            what: "persistentvolumeclaim",
+            name: claim,
+        }),
+        Claimed::Unbound => Err(VolumeError::Unbound {
+            volume: volume_name(),
+            claim,
+        }),
+        Claimed::NotOffered(persistent) => Err(VolumeError::Persistent {
+            volume: volume_name(),
+            persistent: persistent.clone(),
+        }),
+        Claimed::Directory { path, made_here } => {
+            if *made_here {
+                directory(volume, path, 0o777)?;
+            }
+            host_path(volume, path, "Directory")?;
+            give_to_group(pod, volume, path)?;
+            Ok(path.clone())
+        }
+        Claimed::HostPath { path, kind } => {
+            host_path(volume, path, kind)?;
+            Ok(path.clone())
+        }
+    }
+}
+
+/// Notes in the pod's directory where a volume is.
+fn remember(volume: &str, own: &Path, path: &Path) -> Result<(), VolumeError> {
+    if fs::read_link(own).is_ok_and(|known| known == path) {
+        return Ok(());
+    }
+    if let Some(parent) = own.parent() {
+        directory(volume, parent, 0o755)?;
+    }
+    match fs::remove_file(own) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(make_error(volume, own, error)),
+        Ok(()) | Err(_) => {}
+    }
+    std::os::unix::fs::symlink(path, own).map_err(|source| make_error(volume, own, source))
+}
+
+/// Gives a directory to the group that the pod's volumes belong to.
+fn give_to_group(pod: &Pod, volume: &str, path: &Path) -> Result<(), VolumeError> {
+    let context = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let group = context.and_then(|context| context.fs_group);
+    match group.and_then(|gid| u32::try_from(gid).ok()) {
+        None => Ok(()),
+        Some(gid) => {
+            std::os::unix::fs::chown(path, None, Some(gid)).map_err(|source| make_error(volume, path, source))
+        }
     }
 }
 
@@ -448,6 +600,53 @@ mod tests {
         let file = binds[0].source.join("a/b");
         assert_eq!(fs::read(&file).unwrap(), b"v");
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o400);
+    }
+
+    #[test]
+    fn a_claim_is_a_directory_of_the_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pvc-1");
+        let volume = |path: &Path, annotations: serde_json::Value| -> PersistentVolume {
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "pvc-1", "annotations": annotations}, "spec": {"local": {"path": path}},
+            }))
+            .unwrap()
+        };
+        let ours = serde_json::json!({"pv.kubernetes.io/provisioned-by": local_path::PROVISIONER});
+        let made = Claimed::by(&volume(&path, ours.clone()), dir.path());
+        let pod: Pod = serde_json::from_value(serde_json::json!({"metadata": {"name": "p"}, "spec": {"containers": [],
+            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c", "readOnly": true}}, {"name": "e", "ephemeral": {}}]}}))
+        .unwrap();
+        assert_eq!(claims(&pod), ["c", "p-e"]);
+        let found = |claimed: Claimed| {
+            let sources = Sources {
+                unreachable: claimed == Claimed::Absent,
+                claims: BTreeMap::from([("c".to_owned(), claimed)]),
+                ..Sources::default()
+            };
+            let volumes = pod.spec.as_ref().unwrap().volumes.as_ref().unwrap();
+            source(dir.path(), &pod, &volumes[0], &sources)
+        };
+        assert!(!path.exists());
+        assert_eq!(found(made).unwrap(), (path.clone(), true));
+        assert!(path.is_dir(), "made when it is first used");
+        assert_eq!(
+            found(Claimed::Absent).unwrap().0,
+            path,
+            "remembered while the API is away"
+        );
+        let elsewhere = dir.path().join("elsewhere");
+        for (claimed, text) in [
+            (
+                Claimed::by(&volume(&elsewhere, ours), dir.path()),
+                "is not a Directory",
+            ),
+            (Claimed::Unbound, "is not bound"),
+            (Claimed::NotOffered("nfs".to_owned()), "nfs is another"),
+        ] {
+            let error = found(claimed).unwrap_err().to_string();
+            assert!(error.contains(text), "{error}");
+        }
     }
 
     #[test]

@@ -27,11 +27,12 @@ use super::{
     sandbox::{self, Sandbox, SandboxError, chain},
     state::{Decision, Ended, Finished, Plan, Record, Records, Stage, container_of, decide},
     status::{self, Facts},
-    volumes,
+    volumes::{self, Claimed},
 };
 use crate::{
     endpoint::Endpoints,
     image::Store,
+    local_path,
     shim::{
         ShimClient,
         protocol::{ContainerState, Phase, ShimStatus},
@@ -609,6 +610,11 @@ impl Worker {
                 };
                 sources.tokens.insert((token.volume, token.path), text);
             }
+            let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+            for name in volumes::claims(pod) {
+                let claimed = self.claimed(namespace, &name).await?;
+                sources.claims.insert(name, claimed);
+            }
             Ok::<(), StepError>(())
         };
         match volumes.await {
@@ -659,6 +665,27 @@ impl Worker {
             sources.secrets.insert(name, data);
         }
         Ok(())
+    }
+
+    /// What a claim comes to.
+    async fn claimed(&self, namespace: &str, name: &str) -> Result<Claimed, StepError> {
+        use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.context.client.clone(), namespace);
+        let Some(claim) = in_time(claims.get_opt(name)).await?.map_err(StepError::Refer)? else {
+            return Ok(Claimed::Absent);
+        };
+        let phase = claim.status.and_then(|status| status.phase);
+        let volume = claim.spec.and_then(|spec| spec.volume_name).unwrap_or_default();
+        if phase.as_deref() != Some("Bound") || volume.is_empty() {
+            return Ok(Claimed::Unbound);
+        }
+        let volumes: Api<PersistentVolume> = Api::all(self.context.client.clone());
+        let found = in_time(volumes.get_opt(&volume))
+            .await?
+            .map_err(StepError::Refer)?;
+        let made_in = local_path::directory(&self.context.config.state_dir);
+        Ok(found.map_or(Claimed::Unbound, |volume| Claimed::by(&volume, &made_in)))
     }
 
     /// Tells the API the pod's status, if it is not what was told last.

@@ -9,6 +9,10 @@ mod priority;
 use super::status::ApiError;
 use super::{Call, account, objects};
 use crate::auth::signing;
+use crate::controllers::volumes::{
+    DEFAULT_CLASS, FORMER_CLASS,
+    protection::{CLAIM_FINALIZER as CLAIM_PROTECTION, VOLUME_FINALIZER as VOLUME_PROTECTION},
+};
 use crate::resources::{Resource, Subresource};
 
 /// On creation, before validation.
@@ -35,6 +39,11 @@ pub(super) async fn on_create(call: &Call, object: &mut Value) -> Result<(), Api
         let (authority, authorizer) = (&call.server.authority, &call.server.authorizer);
         signing::approve_and_sign(authority, authorizer, &call.identity, object, &now)
             .map_err(|error| ApiError::bad_request(format!("spec.request: {error}")))?;
+    }
+    match call.resource.storage {
+        "persistentvolumeclaims" => claim(call, object),
+        "persistentvolumes" => finalize_by(object, VOLUME_PROTECTION),
+        _ => {}
     }
     if call.resource.storage == "pods" {
         account::assign(call, object).await?;
@@ -65,6 +74,45 @@ fn hold_back_if_gated(call: &Call, pod: &mut Value) {
             "lastProbeTime": null,
             "lastTransitionTime": objects::timestamp(call.now),
         }]);
+    }
+}
+
+/// A claim is kept while a pod uses it, and one that leaves its class to the cluster gets the default.
+fn claim(call: &Call, claim: &mut Value) {
+    finalize_by(claim, CLAIM_PROTECTION);
+    let former = &claim["metadata"]["annotations"][FORMER_CLASS];
+    if former.is_string() || claim["spec"]["storageClassName"].is_string() {
+        return;
+    }
+    let classes = call.server.store.list("storage.k8s.io/storageclasses", "").items;
+    let classes: Vec<_> = classes.iter().map(|class| class.value()).collect();
+    if let Some(class) = default_class(&classes) {
+        claim["spec"]["storageClassName"] = json!(class);
+    }
+}
+
+/// The default class: of several the newest, of those the first by name.
+fn default_class(classes: &[Value]) -> Option<&str> {
+    let name = |class: &'_ Value| class["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let marked = |class: &&Value| {
+        let annotations = &class["metadata"]["annotations"];
+        DEFAULT_CLASS.iter().any(|key| annotations[key] == "true")
+    };
+    classes
+        .iter()
+        .filter(marked)
+        .max_by(|a, b| {
+            let time = |class: &Value| class["metadata"]["creationTimestamp"].to_string();
+            (time(a), name(b)).cmp(&(time(b), name(a)))
+        })
+        .and_then(|class| class["metadata"]["name"].as_str())
+}
+
+fn finalize_by(object: &mut Value, finalizer: &str) {
+    match object["metadata"]["finalizers"].as_array_mut() {
+        Some(list) if list.iter().any(|found| found == finalizer) => {}
+        Some(list) => list.push(json!(finalizer)),
+        None => object["metadata"]["finalizers"] = json!([finalizer]),
     }
 }
 

@@ -11,7 +11,7 @@ use super::negotiate::Decoded;
 use super::read::Filter;
 use super::status::{ApiError, success};
 use super::write::{Outcome, Reply};
-use super::{Call, definitions, objects};
+use super::{Call, allocate, definitions, objects};
 use crate::resources::Resource;
 use crate::store::{Encoded, Expect, Object, Operation, StoreError, Write};
 
@@ -132,13 +132,16 @@ async fn delete_key(call: &Call, key: &str, name: &str, options: &Options) -> Re
         if options.dry_run {
             return Ok(answer(resource, step, &current, &value));
         }
-        let write = Write {
+        let mut writes = vec![Write {
             resource: resource.storage,
             key: key.to_owned(),
             expect: Expect::Revision(current.revision()),
             operation,
-        };
-        match call.server.store.commit(vec![write]).await {
+        }];
+        if matches!(step, Step::Remove) {
+            writes.extend(allocate::companions(call, Some(&value), None)?);
+        }
+        match call.server.store.commit(writes).await {
             Ok(written) => {
                 let last = written.into_iter().next().unwrap_or(current);
                 return Ok(answer(resource, step, &last, &value));

@@ -9,7 +9,7 @@ use super::negotiate::Decoded;
 use super::objects;
 use super::request::Verb;
 use super::status::ApiError;
-use super::{Call, admission};
+use super::{Call, admission, allocate};
 use crate::custom::ObjectSchema;
 use crate::resources::{Problems, Resource, ResourceRef, Subresource};
 use crate::schema::{ApplyError, ApplyRequest, Manager};
@@ -191,35 +191,57 @@ async fn create_object(
             track(call, schema, None, &mut object);
         }
     }
+    allocate::complete(&stored, &mut object, None);
     validate(&stored, &object, None)?;
     call.admits(&object, None)?;
     let name = objects::name(&object).to_owned();
+    let key = resource.key(&call.path.namespace, &name);
     if dry_run {
-        let key = resource.key(&call.path.namespace, &name);
         if call.server.store.get(resource.storage, &key).is_some() {
             return Err(ApiError::already_exists(resource, &name));
         }
+        allocate::companions(call, None, Some(&mut object))?;
         return Ok(Reply {
             code: StatusCode::CREATED,
             outcome: Outcome::Value(object),
             warnings,
         });
     }
-    let write = Write {
-        resource: resource.storage,
-        key: resource.key(&call.path.namespace, &name),
-        expect: Expect::Absent,
-        operation: Operation::Put(encode(call, &object)?),
-    };
-    match call.server.store.commit(vec![write]).await {
-        Ok(written) => Ok(Reply {
-            code: StatusCode::CREATED,
-            outcome: stored_outcome(written, object),
-            warnings,
-        }),
-        Err(StoreError::Conflict { .. }) => Err(ApiError::already_exists(resource, &name)),
-        Err(error) => Err(error.into()),
+    let asked = allocate::concerns(&stored).then(|| object.clone());
+    for _ in 0..ATTEMPTS {
+        let companions = allocate::companions(call, None, Some(&mut object))?;
+        let mut writes = vec![Write {
+            resource: resource.storage,
+            key: key.clone(),
+            expect: Expect::Absent,
+            operation: Operation::Put(encode(call, &object)?),
+        }];
+        writes.extend(companions);
+        match call.server.store.commit(writes).await {
+            Ok(written) => {
+                return Ok(Reply {
+                    code: StatusCode::CREATED,
+                    outcome: stored_outcome(written, object),
+                    warnings,
+                });
+            }
+            Err(StoreError::Conflict {
+                resource: of,
+                key: at,
+                ..
+            }) if of == resource.storage && at == key => {
+                return Err(ApiError::already_exists(resource, &name));
+            }
+            // Somebody was faster with what was chosen: another choice may do.
+            Err(StoreError::Conflict { .. }) => {
+                if let Some(asked) = &asked {
+                    object.clone_from(asked);
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
+    Err(ApiError::stale(resource, &name))
 }
 
 /// Serialises an object; many small changes must not make one that no single request could.
@@ -358,13 +380,16 @@ pub(crate) async fn change(
             tracked,
         } = compute(&served)?;
         let old = call.before(&current);
-        let Some(new) = finish(call, &old, object, tracked)? else {
+        let Some(mut new) = finish(call, &old, object, tracked)? else {
             return Ok(Reply {
                 code: StatusCode::OK,
                 outcome: Outcome::Stored(current),
                 warnings,
             });
         };
+        let finished = is_finished(resource, &old, &new);
+        let kept = (!finished).then_some(&mut new);
+        let companions = allocate::companions(call, Some(&old), kept)?;
         if dry_run {
             return Ok(Reply {
                 code: StatusCode::OK,
@@ -372,18 +397,19 @@ pub(crate) async fn change(
                 warnings,
             });
         }
-        let operation = if is_finished(resource, &old, &new) {
+        let operation = if finished {
             Operation::Delete
         } else {
             Operation::Put(encode(call, &new)?)
         };
-        let write = Write {
+        let mut writes = vec![Write {
             resource: resource.storage,
             key: key.clone(),
             expect: Expect::Revision(current.revision()),
             operation,
-        };
-        match call.server.store.commit(vec![write]).await {
+        }];
+        writes.extend(companions);
+        match call.server.store.commit(writes).await {
             Ok(written) => {
                 return Ok(Reply {
                     code: StatusCode::OK,
@@ -473,6 +499,7 @@ fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Opt
         schema.prune(&mut new);
         schema.default(&mut new);
     }
+    allocate::complete(&stored, &mut new, Some(old));
     admission::on_change(call, &mut new)?;
     if objects::same(old, &new) {
         return Ok(None);

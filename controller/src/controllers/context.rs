@@ -6,9 +6,13 @@ use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, Repl
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, Secret, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+    ReplicationController, Secret, Service, ServiceAccount,
 };
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::api::rbac::v1::ClusterRole;
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -52,6 +56,12 @@ pub(crate) struct Context {
     pub(crate) token_secrets: Arc<Store<Secret>>,
     pub(crate) cluster_roles: Arc<Store<ClusterRole>>,
     pub(crate) root_ca_maps: Arc<Store<ConfigMap>>,
+    pub(crate) services: Arc<Store<Service>>,
+    pub(crate) endpoints: Arc<Store<Endpoints>>,
+    pub(crate) endpoint_slices: Arc<Store<EndpointSlice>>,
+    pub(crate) service_cidrs: Arc<Store<ServiceCIDR>>,
+    pub(crate) volumes: Arc<Store<PersistentVolume>>,
+    pub(crate) storage_classes: Arc<Store<StorageClass>>,
 }
 
 impl Context {
@@ -81,6 +91,12 @@ impl Context {
             token_secrets: Store::new(),
             cluster_roles: Store::new(),
             root_ca_maps: Store::new(),
+            services: Store::new(),
+            endpoints: Store::new(),
+            endpoint_slices: Store::new(),
+            service_cidrs: Store::new(),
+            volumes: Store::new(),
+            storage_classes: Store::new(),
         })
     }
 
@@ -112,6 +128,12 @@ impl Context {
         self.follow(&self.claims, Api::all(client.clone()), all(), slimmed);
         self.follow(&self.namespaces, Api::all(client.clone()), all(), slimmed);
         self.follow(&self.service_accounts, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.services, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.endpoints, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.endpoint_slices, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.service_cidrs, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.volumes, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.storage_classes, Api::all(client.clone()), all(), slimmed);
         self.follow(
             &self.token_secrets,
             Api::all(client.clone()),

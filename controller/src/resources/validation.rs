@@ -99,6 +99,17 @@ impl Problems {
         );
     }
 
+    /// A list of texts is not right; clients know it printed like this.
+    pub fn invalid_list(&mut self, field: &str, list: &Value, detail: &str) {
+        let texts = list.as_array().into_iter().flatten().map(Value::to_string);
+        let shown = format!("[]string{{{}}}", texts.collect::<Vec<_>>().join(", "));
+        self.add(
+            Reason::Invalid,
+            field,
+            with_detail(&format!("Invalid value: {shown}"), detail),
+        );
+    }
+
     /// A value is none of those known.
     pub fn not_supported(&mut self, field: &str, value: &Value, known: &[&str]) {
         let known: Vec<_> = known.iter().map(|k| format!("{k:?}")).collect();

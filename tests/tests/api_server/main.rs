@@ -8,5 +8,7 @@ mod objects;
 mod protection;
 mod refusals;
 mod server;
+mod services;
 mod tokens;
+mod volumes;
 mod watching;

@@ -11,5 +11,7 @@ mod nodes;
 mod rollout;
 mod scale;
 mod scheduling;
+mod services;
 mod stateful;
+mod volumes;
 mod world;

@@ -93,6 +93,10 @@ impl World {
             advertise_address: Ipv4Addr::LOCALHOST.into(),
             names: Vec::new(),
             addresses: Vec::new(),
+            service_cidrs: vec![
+                "10.96.0.0/16".parse().unwrap(),
+                "fd00:10:96::/112".parse().unwrap(),
+            ],
             controllers: settings,
             etcd: None,
             api_only: false,
@@ -459,7 +463,12 @@ async fn run_pod(client: &Client, pod: &Pod) {
         let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
         let now = format!("{:.0}", jiff::Timestamp::now());
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let status = simulated::running(uid, "10.244.0.9", &now);
+        let ips = [
+            format!("10.244.{}", last_bytes(uid)),
+            format!("fd00:10:244::{}", &uid[..4]),
+        ];
+        let mut status = simulated::running(uid, &ips[0], &now);
+        status["status"]["podIPs"] = ips.map(|ip| json!({ "ip": ip })).into_iter().collect();
         let _ = api
             .patch_status(name, &PatchParams::default(), &Patch::Merge(status))
             .await;
@@ -494,6 +503,12 @@ async fn end_pod(client: &Client, pod: &Pod, code: i32) {
     let _ = api
         .patch_status(name, &PatchParams::default(), &Patch::Merge(status))
         .await;
+}
+
+/// The last two bytes of an address, made from a uid so that pods differ.
+fn last_bytes(uid: &str) -> String {
+    let bytes = u16::from_str_radix(&uid[..4], 16).unwrap_or(1).to_be_bytes();
+    format!("{}.{}", bytes[0], bytes[1])
 }
 
 async fn delete_now(client: &Client, pod: &Pod) {

@@ -142,7 +142,7 @@ fn affinity(spec: &Value, problems: &mut Problems) {
 fn addresses(spec: &Value, problems: &mut Problems) {
     let list = spec["clusterIPs"].as_array().map_or(&[][..], Vec::as_slice);
     if list.len() > MAX_ADDRESSES {
-        problems.invalid(
+        problems.invalid_list(
             "spec.clusterIPs",
             &spec["clusterIPs"],
             "may only hold up to 2 values",
@@ -152,7 +152,7 @@ fn addresses(spec: &Value, problems: &mut Problems) {
         if address == "None" {
             if list.len() > 1 {
                 let detail = "'None' must be the first and only value";
-                problems.invalid(&field, address, detail);
+                problems.invalid_list(&field, &spec["clusterIPs"], detail);
             }
         } else if is_set(address) {
             ip(address, &field, problems);
@@ -166,17 +166,21 @@ fn addresses(spec: &Value, problems: &mut Problems) {
         && first == second
     {
         let detail = "may specify no more than one IP for each IP family";
-        problems.invalid("spec.clusterIPs", &spec["clusterIPs"], detail);
+        problems.invalid_list("spec.clusterIPs", &spec["clusterIPs"], detail);
     }
     let given = &spec["clusterIP"];
     if let (Some(first), Some(given)) = (list.first(), given.as_str())
         && first != given
     {
-        problems.invalid(
+        problems.invalid_list(
             "spec.clusterIPs",
             &spec["clusterIPs"],
             "first value must match `clusterIP`",
         );
+    }
+    if !list.is_empty() && !is_set(given) {
+        let detail = "must be empty when `clusterIP` is not specified";
+        problems.invalid_list("spec.clusterIPs", &spec["clusterIPs"], detail);
     }
     let mut seen = BTreeSet::new();
     for (field, family) in items(&spec["ipFamilies"], "spec.ipFamilies") {
@@ -241,7 +245,7 @@ fn changes(spec: &Value, old: &Value, problems: &mut Problems) {
     } else {
         "may not change once set"
     };
-    problems.invalid("spec.clusterIPs[0]", &spec["clusterIPs"], detail);
+    problems.invalid_list("spec.clusterIPs[0]", &spec["clusterIPs"], detail);
 }
 
 /// Checks Endpoints.
@@ -482,7 +486,7 @@ mod tests {
         );
         assert_eq!(
             said(service, &new, Some(&old)),
-            ["spec.clusterIPs[0]: Invalid value: [\"10.0.0.2\"]: may not change once set"]
+            ["spec.clusterIPs[0]: Invalid value: []string{\"10.0.0.2\"}: may not change once set"]
         );
     }
 
