@@ -4,6 +4,7 @@ pub mod backoff;
 pub mod decide;
 pub mod indexes;
 mod orphans;
+pub mod plan;
 mod pods;
 pub mod terms;
 pub mod tracking;
@@ -21,7 +22,8 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
-use self::decide::{Plan, SUSPENDED, Tally, Verdict};
+use self::decide::{SUSPENDED, Tally, Verdict};
+use self::plan::Plan;
 use self::terms::Terms;
 use super::claim::{claims, settle, strict, suitors};
 use super::events::Kind;
@@ -212,7 +214,7 @@ impl Pass<'_> {
             Some(_) if !tally.active.is_empty() => acted = self.end(&job, &mut tally).await,
             None if may_act && !deleting => {
                 let base = self.jobs.context.config.job_pod_failure_backoff;
-                let plan = decide::plan(&self.terms, &tally, &failures, base, BURST, now);
+                let plan = plan::plan(&self.terms, &tally, &failures, base, BURST, now);
                 if let Plan::Wait(wait) = plan {
                     again = Some(again.map_or(wait, |again| again.min(wait)));
                 }
@@ -222,9 +224,9 @@ impl Pass<'_> {
             _ => {}
         }
 
-        status.active = Some(count(tally.active.len())).filter(|active| *active > 0);
+        status.active = Some(decide::size(tally.active.len())).filter(|active| *active > 0);
         status.ready = Some(if tally.active.is_empty() { 0 } else { tally.ready });
-        status.terminating = Some(count(tally.leaving.len()));
+        status.terminating = Some(decide::size(tally.leaving.len()));
         let release = tracking::note_ended(&self.terms, &mut status, &tally, verdict.as_ref(), deleting);
         if let Some(verdict) = &verdict {
             let (interim, _) = verdict.conditions();
@@ -432,8 +434,4 @@ impl Pass<'_> {
             )),
         }
     }
-}
-
-fn count(pods: usize) -> i32 {
-    i32::try_from(pods).unwrap_or(i32::MAX)
 }

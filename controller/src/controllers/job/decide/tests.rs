@@ -1,6 +1,8 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
+use super::super::backoff;
+use super::super::plan::{Plan, plan};
 use super::super::terms::tests::terms;
 use super::*;
 use crate::controllers::pod::{COMPLETION_INDEX, End, INDEX_FAILURES};
