@@ -260,6 +260,45 @@ async fn a_job_fails_when_its_pods_fail_too_often_or_in_a_certain_way() -> Resul
     .await
 }
 
+/// "should adopt matching orphans and release non-matching pods".
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_adopts_what_matches_and_releases_what_does_not() -> Result<()> {
+    let world = world().await?;
+    let spec = json!({ "completions": 2, "parallelism": 2 });
+    let made = world.create::<Job>(job("keep", spec, json!({}))).await?;
+    let uid = made.metadata.uid.clone().unwrap_or_default();
+    let owned = |pod: &Pod| {
+        let owners = pod.metadata.owner_references.iter().flatten();
+        owners.into_iter().any(|owner| owner.uid == uid)
+    };
+    let tracked = |pod: &Pod| {
+        pod.finalizers()
+            .iter()
+            .any(|name| name == "batch.kubernetes.io/job-tracking")
+    };
+    let pods = world.wait_ready("job-name=keep", 2).await?;
+    assert!(pods.iter().all(|pod| owned(pod) && tracked(pod)));
+    let (orphan, leaver) = (pods[0].name_any(), pods[1].name_any());
+    world
+        .merge::<Pod>(&orphan, json!({ "metadata": { "ownerReferences": null } }))
+        .await?;
+    eventually("the orphan to be adopted and tracked", || async {
+        let pod = world.api::<Pod>().get(&orphan).await.ok()?;
+        (owned(&pod) && tracked(&pod)).then_some(())
+    })
+    .await?;
+    world
+        .merge::<Pod>(&leaver, json!({ "metadata": { "labels": null } }))
+        .await?;
+    eventually("the other to be released and let go", || async {
+        let pod = world.api::<Pod>().get(&leaver).await.ok()?;
+        (!owned(&pod) && !tracked(&pod)).then_some(())
+    })
+    .await?;
+    world.wait_ready("job-name=keep", 2).await?;
+    Ok(())
+}
+
 /// "should execute all indexes despite some failing when using backoffLimitPerIndex", "should mark indexes as failed when the
 /// FailIndex action is matched in podFailurePolicy", "with successPolicy succeededIndexes rule should succeeded even when some
 /// indexes remain pending".

@@ -248,3 +248,68 @@ async fn kubectl_rolls_back_pauses_and_restarts() -> Result<()> {
     assert_eq!(restarted.annotations()["deployment.kubernetes.io/revision"], "4");
     Ok(())
 }
+
+/// "deployment should support proportional scaling".
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scaling_in_a_rollout_is_shared_out() -> Result<()> {
+    let world = World::start().await?;
+    world.join(&["n1"]).await?;
+    let mut web = deployment("web", 10, "img:1");
+    web["spec"]["strategy"] =
+        json!({ "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 3, "maxUnavailable": 2 } });
+    world.create::<Deployment>(web).await?;
+    rolled_out(&world, "web", 10).await?;
+    let stuck =
+        json!({ "spec": { "template": { "metadata": { "annotations": { "test/never-ready": "yes" } } } } });
+    world.merge::<Deployment>("web", stuck).await?;
+    let sizes = |wanted: [i32; 2]| {
+        let world = &world;
+        async move {
+            eventually(&format!("sets of {wanted:?}"), || async {
+                let mut sizes: Vec<i32> = world
+                    .sets()
+                    .await
+                    .ok()?
+                    .iter()
+                    .filter_map(|set| set.spec.as_ref()?.replicas)
+                    .collect();
+                sizes.sort_unstable();
+                (sizes == wanted).then_some(())
+            })
+            .await
+        }
+    };
+    sizes([5, 8]).await?;
+    world
+        .merge::<Deployment>("web", json!({ "spec": { "replicas": 30 } }))
+        .await?;
+    sizes([13, 20]).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_is_taken_is_given_up() -> Result<()> {
+    let world = World::start().await?;
+    world.join(&["n1"]).await?;
+    world.create::<Deployment>(deployment("web", 1, "img:1")).await?;
+    rolled_out(&world, "web", 1).await?;
+    let taken = world.sets().await?[0].name_any();
+    world
+        .api::<Deployment>()
+        .delete("web", &kube::api::DeleteParams::foreground())
+        .await?;
+    eventually("it to be gone", || async {
+        let gone = world.deployment("web").await.is_err();
+        (gone && world.sets().await.ok()?.is_empty()).then_some(())
+    })
+    .await?;
+    world
+        .create::<ReplicaSet>(json!({
+            "metadata": { "name": taken },
+            "spec": { "replicas": 0, "selector": { "matchLabels": { "app": "other" } }, "template": pod_template("other", "img:9") },
+        }))
+        .await?;
+    world.create::<Deployment>(deployment("web", 1, "img:1")).await?;
+    let web = rolled_out(&world, "web", 1).await?;
+    assert_eq!(web.status.and_then(|status| status.collision_count), Some(1));
+    Ok(())
+}

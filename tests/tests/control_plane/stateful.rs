@@ -154,6 +154,13 @@ async fn an_update_is_phased_and_can_be_undone() -> Result<()> {
         history.contains("\n2 ") && history.contains("\n3 ") && !history.contains("\n1 "),
         "{history}"
     );
+    let before: Vec<_> = world.ready("app=db").await?.iter().map(|pod| pod.uid()).collect();
+    world.kubectl(&["rollout", "restart", "sts/db"]).await?;
+    world
+        .kubectl(&["rollout", "status", "sts/db", "--timeout=60s"])
+        .await?;
+    let restarted = world.wait_ready("app=db", 3).await?;
+    assert!(restarted.iter().all(|pod| !before.contains(&pod.uid())));
     Ok(())
 }
 
