@@ -13,7 +13,7 @@ use super::SchedulerConfig;
 use super::decide::{Decision, Nowhere, Scratch, decide};
 use super::effects::{BindError, Binding, Effects, Nominated};
 use super::plan::Plan;
-use super::pod::PodInfo;
+use super::pod::{PodInfo, Signature};
 use super::preempt::{Budgets, Preemption, preempt};
 use super::queue::{Blockers, PendingQueue};
 use super::snapshot::{Snapshot, Version};
@@ -27,6 +27,9 @@ const DECISIONS_PER_TURN: usize = 64;
 const CHANGES_PER_TURN: usize = 1024;
 /// Refusals remembered; the table is cleared when full.
 const REFUSALS: usize = 1024;
+
+/// Pods that are refused together: signature, priority, and whether others have to leave for them.
+type Kind = (Signature, i32, bool);
 
 /// Why pods of one kind were refused, which holds for all of them until something changes.
 #[derive(Clone)]
@@ -52,7 +55,7 @@ pub(super) struct Owner {
     pending: PendingQueue,
     /// Pods whose victims are being told to leave.
     preempting: HashSet<String>,
-    refusals: HashMap<(Arc<str>, i32, bool), Refusal>,
+    refusals: HashMap<Kind, Refusal>,
     scratch: Scratch,
     start: usize,
     in_flight: usize,
@@ -231,7 +234,7 @@ impl Owner {
             // Assumed already; its binding is under way.
             return;
         }
-        let kind = (pod.signature().clone(), pod.priority, pod.preempts);
+        let kind = (pod.signature(), pod.priority, pod.preempts);
         // What is true of one pod is true of its fellows, unless volumes of its own or room kept for it tell them apart.
         let alike = pod.constraints.claims.is_empty() && self.snapshot.nomination(pod.uid()).is_none();
         let plan = self.snapshot.plan(pod);
@@ -282,7 +285,7 @@ impl Owner {
     fn refused(
         &mut self,
         pod: &Arc<PodInfo>,
-        kind: (Arc<str>, i32, bool),
+        kind: Kind,
         alike: bool,
         plan: &Plan,
         volumes: &VolumePlan,
