@@ -4,13 +4,16 @@
 //! They speak to the API server through a [`kube::Client`] alone, so they run against any Kubernetes API server. Stores are
 //! shared: one copy of the pods serves all controllers.
 
+mod autoscaler;
 pub(crate) mod claim;
 pub mod config;
 pub mod context;
 pub mod cron_job;
 pub mod daemon_set;
+pub(crate) mod departures;
 pub mod deployment;
 pub(crate) mod discovery;
+pub mod disruption;
 pub(crate) mod endpoints;
 pub mod events;
 pub mod expectations;
@@ -24,7 +27,9 @@ pub mod pod;
 pub(crate) mod pod_control;
 pub mod pod_gc;
 pub mod replication;
+pub mod resource_quota;
 pub(crate) mod role_aggregation;
+pub(crate) mod scale;
 pub mod service_account;
 pub(crate) mod service_cidr;
 pub mod share;
@@ -136,6 +141,9 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("volume-binder", volumes::binder::start),
     ("volume-protection", volumes::protection::start),
     ("local-path", volumes::local_path::start),
+    ("resource-quota", resource_quota::start),
+    ("disruption", disruption::start),
+    ("horizontal-pod-autoscaler", autoscaler::start),
     ("pod-gc", pod_gc::start),
     ("garbage-collector", garbage::start),
     ("namespace", namespace::start),

@@ -129,6 +129,7 @@ cached_as_is!(
     k8s_openapi::api::apps::v1::Deployment,
     k8s_openapi::api::apps::v1::ReplicaSet,
     k8s_openapi::api::apps::v1::StatefulSet,
+    k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler,
     k8s_openapi::api::batch::v1::CronJob,
     k8s_openapi::api::batch::v1::Job,
     k8s_openapi::api::coordination::v1::Lease,
@@ -136,15 +137,17 @@ cached_as_is!(
     k8s_openapi::api::core::v1::Endpoints,
     k8s_openapi::api::core::v1::Namespace,
     k8s_openapi::api::core::v1::Node,
+    k8s_openapi::api::core::v1::PersistentVolume,
     k8s_openapi::api::core::v1::PersistentVolumeClaim,
     k8s_openapi::api::core::v1::ReplicationController,
+    k8s_openapi::api::core::v1::ResourceQuota,
     k8s_openapi::api::core::v1::Secret,
     k8s_openapi::api::core::v1::Service,
     k8s_openapi::api::core::v1::ServiceAccount,
-    k8s_openapi::api::core::v1::PersistentVolume,
     k8s_openapi::api::networking::v1::ServiceCIDR,
-    k8s_openapi::api::storage::v1::StorageClass,
+    k8s_openapi::api::policy::v1::PodDisruptionBudget,
     k8s_openapi::api::rbac::v1::ClusterRole,
+    k8s_openapi::api::storage::v1::StorageClass,
 );
 
 /// Label of a slice: the Service it belongs to.

@@ -17,6 +17,7 @@ mod master_service;
 pub mod pki;
 pub mod quantity;
 pub mod queue;
+pub mod quota;
 pub mod resources;
 pub mod scheduler;
 pub mod schema;

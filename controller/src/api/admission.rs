@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 
 mod priority;
 
+pub(super) mod limits;
+
 use super::status::ApiError;
 use super::{Call, account, objects};
 use crate::auth::signing;
@@ -13,7 +15,7 @@ use crate::controllers::volumes::{
     DEFAULT_CLASS, FORMER_CLASS,
     protection::{CLAIM_FINALIZER as CLAIM_PROTECTION, VOLUME_FINALIZER as VOLUME_PROTECTION},
 };
-use crate::resources::{Resource, Subresource};
+use crate::resources::{self, Resource, Subresource};
 
 /// On creation, before validation.
 pub(super) async fn on_create(call: &Call, object: &mut Value) -> Result<(), ApiError> {
@@ -47,6 +49,8 @@ pub(super) async fn on_create(call: &Call, object: &mut Value) -> Result<(), Api
     }
     if call.resource.storage == "pods" {
         account::assign(call, object).await?;
+        limits::fill(call, object);
+        object["status"]["qosClass"] = json!(resources::qos_class(&object["spec"]));
         let seconds = call.server.limits.toleration_seconds;
         for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
             tolerate(&mut object["spec"], key, seconds);

@@ -33,6 +33,11 @@ pub(crate) struct Options {
 }
 
 impl Options {
+    /// Whether nothing is to be deleted.
+    pub(crate) fn dry_run(&self) -> bool {
+        self.dry_run
+    }
+
     /// Reads DeleteOptions from the body, else from the query.
     pub(crate) fn of(call: &Call, decoded: &Decoded) -> Result<Self, ApiError> {
         let body = &decoded.value;

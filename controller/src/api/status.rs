@@ -188,6 +188,12 @@ impl ApiError {
         error
     }
 
+    /// 500 for an eviction that nobody can decide.
+    pub fn several_budgets() -> Self {
+        let message = "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
+        Self::new(500, "InternalError", message)
+    }
+
     /// 500.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(

@@ -9,7 +9,7 @@ use super::negotiate::Decoded;
 use super::objects;
 use super::request::Verb;
 use super::status::ApiError;
-use super::{Call, admission, allocate};
+use super::{Call, admission, allocate, charges};
 use crate::custom::ObjectSchema;
 use crate::resources::{Problems, Resource, ResourceRef, Subresource};
 use crate::schema::{ApplyError, ApplyRequest, Manager};
@@ -194,6 +194,7 @@ async fn create_object(
     allocate::complete(&stored, &mut object, None);
     validate(&stored, &object, None)?;
     call.admits(&object, None)?;
+    admission::limits::check(call, &object)?;
     let name = objects::name(&object).to_owned();
     let key = resource.key(&call.path.namespace, &name);
     if dry_run {
@@ -201,6 +202,7 @@ async fn create_object(
             return Err(ApiError::already_exists(resource, &name));
         }
         allocate::companions(call, None, Some(&mut object))?;
+        charges::charges(call, None, &object)?;
         return Ok(Reply {
             code: StatusCode::CREATED,
             outcome: Outcome::Value(object),
@@ -217,6 +219,7 @@ async fn create_object(
             operation: Operation::Put(encode(call, &object)?),
         }];
         writes.extend(companions);
+        writes.extend(charges::charges(call, None, &object)?);
         match call.server.store.commit(writes).await {
             Ok(written) => {
                 return Ok(Reply {
@@ -232,7 +235,7 @@ async fn create_object(
             }) if of == resource.storage && at == key => {
                 return Err(ApiError::already_exists(resource, &name));
             }
-            // Somebody was faster with what was chosen: another choice may do.
+            // Somebody was faster with what was chosen or charged: another choice may do, or enough may be left.
             Err(StoreError::Conflict { .. }) => {
                 if let Some(asked) = &asked {
                     object.clone_from(asked);
@@ -390,6 +393,7 @@ pub(crate) async fn change(
         let finished = is_finished(resource, &old, &new);
         let kept = (!finished).then_some(&mut new);
         let companions = allocate::companions(call, Some(&old), kept)?;
+        let charged = charges::charges(call, Some(&old), &new)?;
         if dry_run {
             return Ok(Reply {
                 code: StatusCode::OK,
@@ -409,6 +413,7 @@ pub(crate) async fn change(
             operation,
         }];
         writes.extend(companions);
+        writes.extend(charged);
         match call.server.store.commit(writes).await {
             Ok(written) => {
                 return Ok(Reply {
@@ -485,7 +490,7 @@ fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Opt
             finalized["spec"] = new["spec"].clone();
             new = finalized;
         }
-        Some(Subresource::Binding) => {}
+        Some(Subresource::Binding | Subresource::Eviction) => {}
         _ if resource.has_status() => objects::copy(&mut new, old, "status"),
         _ => {}
     }
@@ -516,6 +521,9 @@ fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Opt
     }
     no_late_finalizers(&stored, old, &new)?;
     validate(&stored, &new, Some(old))?;
+    if resource.storage == "persistentvolumeclaims" {
+        admission::limits::check(call, &new)?;
+    }
     call.admits(&new, Some(old))?;
     Ok(Some(new))
 }

@@ -32,6 +32,8 @@ pub struct ControllersConfig {
     pub pod_gc_period: Duration,
     /// How long a Job waits after a pod failed; twice as long after each further one.
     pub job_pod_failure_backoff: Duration,
+    /// How often an autoscaler is looked at.
+    pub autoscaler_period: Duration,
     /// Certificate authority that pods get as ConfigMap `kube-root-ca.crt`; empty: none is written.
     pub root_ca_pem: String,
     /// Keys that sign the tokens kept in Secrets; `None`: none are made.
@@ -55,6 +57,7 @@ impl Default for ControllersConfig {
             terminated_pod_threshold: 12_500,
             pod_gc_period: Duration::from_secs(20),
             job_pod_failure_backoff: Duration::from_secs(10),
+            autoscaler_period: Duration::from_secs(15),
             root_ca_pem: String::new(),
             token_keys: None,
             workers: 5,

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
-    ReplicationController, Secret, Service, ServiceAccount,
+    ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::runtime::watcher;
@@ -20,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::config::ControllersConfig;
+use super::departures::Departures;
 use super::events::Recorder;
 use super::pod::PodView;
 use crate::auth::service_account::SECRET_TYPE;
@@ -56,6 +59,10 @@ pub(crate) struct Context {
     pub(crate) token_secrets: Arc<Store<Secret>>,
     pub(crate) cluster_roles: Arc<Store<ClusterRole>>,
     pub(crate) root_ca_maps: Arc<Store<ConfigMap>>,
+    pub(crate) resource_quotas: Arc<Store<ResourceQuota>>,
+    pub(crate) disruption_budgets: Arc<Store<PodDisruptionBudget>>,
+    pub(crate) autoscalers: Arc<Store<HorizontalPodAutoscaler>>,
+    pub(crate) departures: Departures,
     pub(crate) services: Arc<Store<Service>>,
     pub(crate) endpoints: Arc<Store<Endpoints>>,
     pub(crate) endpoint_slices: Arc<Store<EndpointSlice>>,
@@ -91,6 +98,10 @@ impl Context {
             token_secrets: Store::new(),
             cluster_roles: Store::new(),
             root_ca_maps: Store::new(),
+            resource_quotas: Store::new(),
+            disruption_budgets: Store::new(),
+            autoscalers: Store::new(),
+            departures: Departures::default(),
             services: Store::new(),
             endpoints: Store::new(),
             endpoint_slices: Store::new(),
@@ -127,6 +138,9 @@ impl Context {
         self.follow(&self.cron_jobs, Api::all(client.clone()), all(), slimmed);
         self.follow(&self.claims, Api::all(client.clone()), all(), slimmed);
         self.follow(&self.namespaces, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.resource_quotas, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.disruption_budgets, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.autoscalers, Api::all(client.clone()), all(), slimmed);
         self.follow(&self.service_accounts, Api::all(client.clone()), all(), slimmed);
         self.follow(&self.services, Api::all(client.clone()), all(), slimmed);
         self.follow(&self.endpoints, Api::all(client.clone()), all(), slimmed);

@@ -324,6 +324,11 @@ impl Collector {
     }
 
     fn lost(&self, node: &Arc<Node>) {
+        let resource = &node.kind.resource;
+        let namespace = node.metadata.namespace.as_deref().unwrap_or_default();
+        self.context
+            .departures
+            .tell(&resource.group, &resource.plural, namespace);
         let (dependents, owners) = self.graph(|graph| {
             graph.remove(node);
             let owners: Vec<Arc<Node>> = node

@@ -6,6 +6,7 @@ mod quota;
 mod service;
 mod volume;
 
+pub(crate) use pod::qos_class;
 use serde_json::{Value, json};
 
 use crate::auth::service_account::{ACCOUNT_ANNOTATION, SECRET_TYPE};

@@ -3,6 +3,7 @@
 mod authorization;
 mod custom;
 mod identity;
+mod kinds;
 mod kubectl;
 mod objects;
 mod protection;

@@ -7,6 +7,7 @@ mod crash;
 mod daemons;
 mod garbage;
 mod jobs;
+mod limits;
 mod nodes;
 mod rollout;
 mod scale;
