@@ -65,7 +65,9 @@ pub(crate) async fn ensure(client: &Client, settings: &Settings) -> Result<(), k
         let selector = ListParams::default().labels(&format!("{IDENTITY}={IDENTITY_VALUE}"));
         leases = api.list(&selector).await?.items;
     }
-    let live = live(&leases, settings.address, Timestamp::now());
+    let mut live = live(&leases, settings.address, Timestamp::now());
+    // No pod reaches a server on its machine's loopback, and such an endpoint is invalid.
+    live.retain(|address| !address.ip().is_loopback());
     ensure_endpoints(client, &live).await?;
     ensure_slices(client, &live).await
 }

@@ -292,16 +292,11 @@ async fn the_service_kubernetes_leads_to_the_api() -> Result<()> {
         (&json!("https"), &json!(443), &json!("TCP"))
     );
     let endpoints = get(&client, "/api/v1/namespaces/default/endpoints/kubernetes").await?;
-    let subset = &endpoints["subsets"][0];
-    assert_eq!(subset["addresses"][0]["ip"], "127.0.0.1");
-    assert_eq!(subset["ports"][0]["port"], port["targetPort"]);
+    // This server listens on loopback, where no pod reaches it: it is no endpoint. What one looks like is a unit test's matter.
+    assert!(endpoints["subsets"].as_array().is_none_or(Vec::is_empty));
     let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices?labelSelector=kubernetes.io/service-name%3Dkubernetes";
     let slices = get(&client, slices).await?;
-    assert_eq!(slices["items"].as_array().map(Vec::len), Some(1));
-    let slice = &slices["items"][0];
-    assert_eq!(slice["endpoints"][0]["addresses"], json!(["127.0.0.1"]));
-    assert_eq!(slice["endpoints"][0]["conditions"]["ready"], true);
-    assert_eq!(slice["ports"][0]["port"], port["targetPort"]);
+    assert_eq!(slices["items"].as_array().map(Vec::len), Some(0));
     let described = server.kubectl(&["describe", "service", "kubernetes"])?;
     for line in [
         "Port:                     https  443/TCP",
