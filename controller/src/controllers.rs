@@ -113,6 +113,14 @@ pub(crate) fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409)
 }
 
+/// What the server said, in its own words: for people who read events and conditions.
+pub(crate) fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => chain(other),
+    }
+}
+
 /// What a reconcile wants next.
 pub(crate) type Outcome = Result<Option<Duration>, ControllerError>;
 

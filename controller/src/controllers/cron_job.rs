@@ -18,7 +18,7 @@ use super::claim::controller_reference;
 use super::events::Kind;
 use super::job::decide::{condition, finished_at};
 use super::pod_control::is_terminating_namespace;
-use super::{Context, ControllerError, Outcome, is_conflict, is_not_found, spawn_workers};
+use super::{Context, ControllerError, Outcome, is_conflict, is_not_found, said, spawn_workers};
 use crate::cron::Schedule;
 use crate::informer::{ObjectKey, controller_of};
 use crate::queue::{Backoff, Queue};
@@ -278,7 +278,7 @@ impl Pass<'_> {
                 found
             }
             Err(error) => {
-                let message = format!("Error creating job: {error}");
+                let message = format!("Error creating job: {}", said(&error));
                 self.tell(Kind::Warning, "FailedCreate", message);
                 return Err(ControllerError::api("create", format!("job {name}"))(error));
             }
@@ -322,7 +322,11 @@ impl Pass<'_> {
             }
             Err(error) if is_not_found(&error) || is_conflict(&error) => Ok(()),
             Err(error) => {
-                self.tell(Kind::Warning, "FailedDelete", format!("Deleted job: {error}"));
+                self.tell(
+                    Kind::Warning,
+                    "FailedDelete",
+                    format!("Deleted job: {}", said(&error)),
+                );
                 Err(ControllerError::api("delete", format!("job {name}"))(error))
             }
         }

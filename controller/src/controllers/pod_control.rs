@@ -14,7 +14,7 @@ use tracing::debug;
 use super::events::Kind;
 use super::expectations::Expectations;
 use super::pod::PodView;
-use super::{Context, ControllerError, is_not_found};
+use super::{Context, ControllerError, is_not_found, said};
 use crate::informer::{Change, ObjectKey, controller_of};
 
 /// The hand of one controller object on its pods. Who counts pods announces to [`Expectations`] what it is about to do.
@@ -47,7 +47,7 @@ impl<K: Resource<DynamicType = ()>> PodControl<'_, K> {
                     Err(error) => {
                         self.expectations.creation_observed(self.key);
                         if !is_terminating_namespace(error) {
-                            let message = format!("Error creating: {error}");
+                            let message = format!("Error creating: {}", said(error));
                             recorder.event(self.owner, Kind::Warning, "FailedCreate", message);
                         }
                     }
@@ -88,7 +88,12 @@ impl<K: Resource<DynamicType = ()>> PodControl<'_, K> {
                     }
                     Err(error) => {
                         self.expectations.deletion_observed(self.key, pod.uid());
-                        let message = format!("Error deleting: {error}");
+                        let message = match error {
+                            ControllerError::Api { source, .. } => {
+                                format!("Error deleting: {}", said(source))
+                            }
+                            other => format!("Error deleting: {other}"),
+                        };
                         recorder.event(self.owner, Kind::Warning, "FailedDelete", message);
                     }
                 }

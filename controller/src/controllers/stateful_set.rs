@@ -25,7 +25,7 @@ use super::events::Kind;
 use super::history::{HASH_LABEL, History, Subject, template_of};
 use super::pod::PodView;
 use super::pod_control::{delete_pod, is_terminating_namespace, owner_key};
-use super::{Context, ControllerError, Outcome, is_conflict, is_not_found, spawn_workers};
+use super::{Context, ControllerError, Outcome, is_conflict, is_not_found, said, spawn_workers};
 use crate::informer::{ObjectKey, controller_of};
 use crate::queue::{Backoff, Queue};
 
@@ -257,7 +257,7 @@ impl Hand<'_> {
                     self.tell(
                         Kind::Warning,
                         "FailedCreate",
-                        format!("{of} failed error: {error}"),
+                        format!("{of} failed error: {}", said(&error)),
                     );
                 }
                 Err(ControllerError::api("create", format!("pod {pod_name}"))(error))
@@ -289,7 +289,7 @@ impl Hand<'_> {
                 self.tell(
                     Kind::Warning,
                     "FailedDelete",
-                    format!("{of} failed error: {source}"),
+                    format!("{of} failed error: {}", said(source)),
                 );
             }
             Err(_) => {}
@@ -323,7 +323,7 @@ impl Hand<'_> {
                         self.tell(
                             Kind::Warning,
                             "FailedCreate",
-                            format!("{of} failed error: {error}"),
+                            format!("{of} failed error: {}", said(&error)),
                         );
                     }
                     return Err(ControllerError::api("create", format!("claim {name}"))(error));

@@ -15,7 +15,7 @@ use super::{decide, is_recreate, limits, status, template};
 use crate::controllers::claim::controller_reference;
 use crate::controllers::events::Kind;
 use crate::controllers::pod_control::is_terminating_namespace;
-use crate::controllers::{ControllerError, is_conflict};
+use crate::controllers::{ControllerError, is_conflict, said};
 use crate::informer::controller_of;
 
 impl Rollout<'_> {
@@ -147,7 +147,7 @@ impl Rollout<'_> {
             Err(error) if is_conflict(&error) => self.name_taken(&name, &set).await,
             Err(error) if is_terminating_namespace(&error) => Ok(()),
             Err(error) => {
-                let message = format!("Failed to create new replica set \"{name}\": {error}");
+                let message = format!("Failed to create new replica set \"{name}\": {}", said(&error));
                 self.context.recorder.event(
                     &*deployment,
                     Kind::Warning,
