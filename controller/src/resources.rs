@@ -32,6 +32,7 @@ use crate::custom::{CustomResource, ObjectSchema};
 use crate::schema::{self, KindSchema};
 use crate::store::{Meta, Object};
 
+pub(crate) use autoscaling::SCALE;
 pub(crate) use core::qos_class;
 pub(crate) use printing::since as cell_of_time;
 pub(crate) use scheduling::SYSTEM_PRIORITY_CLASSES;

@@ -224,11 +224,12 @@ impl ApiError {
     pub fn patch(error: &PatchError) -> Self {
         match error {
             PatchError::Malformed(why) => Self::bad_request(why),
-            PatchError::Unprocessable(_) => Self::new(
-                422,
-                "Invalid",
-                format!("the server rejected our request due to an error in our request: {error}"),
-            ),
+            // Kubernetes says no more than this, and clients print it as it is.
+            PatchError::Unprocessable(_) => {
+                tracing::debug!(%error, "a patch does not fit");
+                let message = "the server rejected our request due to an error in our request";
+                Self::new(422, "Invalid", message)
+            }
             PatchError::TooManyOperations(_) | PatchError::TooMuchCopied => {
                 Self::too_large(error.to_string())
             }

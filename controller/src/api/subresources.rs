@@ -5,12 +5,13 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::negotiate::{Decoded, content_type, decode_json};
+use super::negotiate::{Decoded, Form, content_type, decode_json};
 use super::status::{ApiError, json_response, success};
+use super::table::{self, Include};
 use super::write::{self, Change, Outcome, Reply};
 use super::{Call, eviction, objects, token_request};
 use crate::custom::json_path::JsonPath;
-use crate::resources::{Problems, Subresource};
+use crate::resources::{Problems, ResourceRef, SCALE, Subresource};
 use crate::schema::patch as json_patches;
 
 /// GET below an object.
@@ -18,7 +19,19 @@ pub(crate) fn get(call: &Call) -> Result<Response<Body>, ApiError> {
     let object = call.find()?;
     match call.resource.subresource(&call.path.subresource) {
         Some(Subresource::Scale) => {
-            let scale = scale_of(call, &object.value());
+            let mut scale = scale_of(call, &object.value());
+            if call.form == Form::Table {
+                let metadata = json!({"resourceVersion": scale["metadata"]["resourceVersion"]});
+                let include = Include::parse(call.query.get("includeObject"));
+                scale = table::table(
+                    &ResourceRef::BuiltIn(&SCALE),
+                    &[scale],
+                    metadata,
+                    include,
+                    call.now,
+                    true,
+                );
+            }
             Ok(json_response(StatusCode::OK, scale.to_string()))
         }
         Some(Subresource::Status | Subresource::Approval) => Ok(call.render(StatusCode::OK, &object)),

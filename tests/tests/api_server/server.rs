@@ -77,7 +77,7 @@ impl Server {
         self.directory.path().join(name)
     }
 
-    fn kubeconfig(&self) -> PathBuf {
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.path("data/admin.kubeconfig")
     }
 
@@ -100,6 +100,24 @@ impl Server {
             .args(arguments)
             .env("KUBECONFIG", self.kubeconfig())
             .env("HOME", self.directory.path())
+            .stdin(Stdio::null())
+            .output()
+            .context("kubectl is not installed")
+    }
+
+    /// Runs `kubectl` where the files are that were written, with more of an environment.
+    pub(crate) fn kubectl_at_home(
+        &self,
+        environment: &[(&str, &str)],
+        arguments: &[String],
+    ) -> Result<Output> {
+        Command::new("timeout")
+            .args(["60", "kubectl"])
+            .args(arguments)
+            .current_dir(self.directory.path())
+            .env("KUBECONFIG", self.kubeconfig())
+            .env("HOME", self.directory.path())
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .output()
             .context("kubectl is not installed")
