@@ -4,6 +4,8 @@
 //! behind `Arc`s, with indexes, and tells its subscribers about changes. Subscribers put keys into queues and never
 //! keep the object: whoever works on a key reads the store again.
 
+mod lean;
+
 use std::collections::{HashMap, HashSet};
 use std::fmt::{self, Debug};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -16,6 +18,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+
+pub use lean::Lean;
 
 /// Namespace and name of an object; the namespace of a cluster-scoped one is empty.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -350,7 +354,7 @@ impl<V: Cached> Store<V> {
     /// Lists and watches until `shutdown`. Broken watches are resumed, expired ones relisted, failures backed off.
     pub async fn follow<K>(
         &self,
-        api: Api<K>,
+        api: Api<Lean<K>>,
         config: watcher::Config,
         project: impl Fn(K) -> V,
         shutdown: CancellationToken,
@@ -367,7 +371,7 @@ impl<V: Cached> Store<V> {
             };
             match event {
                 Some(Ok(watcher::Event::Init)) => listed.clear(),
-                Some(Ok(watcher::Event::InitApply(object))) => {
+                Some(Ok(watcher::Event::InitApply(Lean(object)))) => {
                     let object = project(object);
                     listed.insert(ObjectKey::of(object.metadata()));
                     self.upsert(object);
@@ -386,8 +390,8 @@ impl<V: Cached> Store<V> {
                     listed = HashSet::new();
                     self.mark_synced();
                 }
-                Some(Ok(watcher::Event::Apply(object))) => self.upsert(project(object)),
-                Some(Ok(watcher::Event::Delete(object))) => self.remove(&ObjectKey::of(object.meta())),
+                Some(Ok(watcher::Event::Apply(Lean(object)))) => self.upsert(project(object)),
+                Some(Ok(watcher::Event::Delete(Lean(object)))) => self.remove(&ObjectKey::of(object.meta())),
                 Some(Err(watcher::Error::WatchFailed(error))) => debug!(%error, "watch broken, resuming"),
                 Some(Err(error)) => {
                     warn!(

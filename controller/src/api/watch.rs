@@ -25,6 +25,10 @@ use crate::store::{Event, Object, Revision, StoreError, Watch, WatchBatch};
 const BOOKMARK_INTERVAL: Duration = Duration::from_mins(1);
 /// How long a watch lasts that does not say: at least, and up to twice as long.
 const DEFAULT_LIFETIME_SECONDS: u64 = 1800;
+/// So many watchers of the same changes are a crowd.
+const CROWD: usize = 32;
+/// A watcher in a crowd hears of changes at most this often: what is told together costs each of them one packet.
+const CROWD_PACE: Duration = Duration::from_millis(1);
 /// Size at which initial objects are cut into chunks.
 const CHUNK: usize = 64 << 10;
 
@@ -53,6 +57,10 @@ pub(crate) async fn watch(call: Call, seat: Option<Seat>) -> Result<Response<Bod
     };
     let server = Arc::clone(&encoder.call.server);
     let changes = server.store.watch(encoder.call.resource.storage, after)?;
+    let changes = match encoder.filter.interest() {
+        Some(interest) => changes.narrowed(interest),
+        None => changes,
+    };
     let lifetime = encoder.call.query.timeout()?.unwrap_or_else(|| {
         let extra = rand::rng().random_range(0..DEFAULT_LIFETIME_SECONDS);
         Duration::from_secs(DEFAULT_LIFETIME_SECONDS + extra)
@@ -65,6 +73,7 @@ pub(crate) async fn watch(call: Call, seat: Option<Seat>) -> Result<Response<Bod
         changes,
         deadline: now + lifetime,
         next_bookmark: bookmarks.then_some(now + BOOKMARK_INTERVAL.min(lifetime.mul_f32(0.9))),
+        not_before: now,
         ended: false,
         _seat: seat,
     };
@@ -114,6 +123,7 @@ struct Watcher {
     changes: Watch,
     deadline: Instant,
     next_bookmark: Option<Instant>,
+    not_before: Instant,
     ended: bool,
     _seat: Option<Seat>,
 }
@@ -143,11 +153,18 @@ impl Watcher {
                     None => std::future::pending().await,
                 }
             };
+            let (not_before, changes) = (self.not_before, &mut self.changes);
+            let next = async {
+                if not_before > Instant::now() {
+                    sleep_until(not_before).await;
+                }
+                changes.next().await
+            };
             let wake = tokio::select! {
                 biased;
                 () = self.server.shutdown.cancelled() => Wake::End,
                 () = sleep_until(self.deadline) => Wake::End,
-                batch = self.changes.next() => Wake::Changes(batch),
+                batch = next => Wake::Changes(batch),
                 // The client comes back and is served by the new definition, or hears that there is none.
                 () = redefined => Wake::End,
                 () = sleep_until(bookmark) => Wake::Bookmark,
@@ -155,6 +172,9 @@ impl Watcher {
             match wake {
                 Wake::End | Wake::Changes(Err(StoreError::Closed)) => return None,
                 Wake::Changes(Ok(batch)) => {
+                    if self.changes.company() >= CROWD {
+                        self.not_before = Instant::now() + CROWD_PACE;
+                    }
                     let chunk = self.encoder.changes(&batch);
                     if !chunk.is_empty() {
                         return Some(chunk);
@@ -229,8 +249,7 @@ impl Encoder {
         match self.call.form {
             Form::Object => put_frame(chunk, kind, &self.call.served_text(object)),
             Form::Metadata => {
-                let partial = table::partial(&self.call.served(object));
-                put_frame(chunk, kind, partial.to_string().as_bytes());
+                put_frame(chunk, kind, &table::partial_text(&self.call.served_text(object)));
             }
             Form::Table => {
                 let include = Include::parse(self.call.query.get("includeObject"));

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use http::StatusCode;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::negotiate::Decoded;
@@ -312,7 +314,7 @@ fn namespace_accepts(call: &Call, name: &str) -> Result<(), ApiError> {
     let Some(found) = call.server.store.get(namespaces.storage, namespace) else {
         return Err(ApiError::not_found(namespaces, namespace));
     };
-    if objects::is_terminating(&found.value()) {
+    if is_going(&found) {
         let why =
             format!("unable to create new content in namespace {namespace} because it is being terminated");
         let mut error = ApiError::forbidden(&call.resource, name, &why);
@@ -323,6 +325,21 @@ fn namespace_accepts(call: &Call, name: &str) -> Result<(), ApiError> {
         return Err(error);
     }
     Ok(())
+}
+
+/// Whether an object is on its way out, by its text.
+fn is_going(object: &Object) -> bool {
+    #[derive(Default, Deserialize)]
+    struct Parts {
+        metadata: Metadata,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Metadata {
+        deletion_timestamp: Option<IgnoredAny>,
+    }
+    let parts: Parts = serde_json::from_slice(object.body()).unwrap_or_default();
+    parts.metadata.deletion_timestamp.is_some()
 }
 
 fn validate(resource: &ResourceRef, object: &Value, old: Option<&Value>) -> Result<(), ApiError> {
@@ -376,13 +393,14 @@ pub(crate) async fn change(
     let key = call.key();
     for _ in 0..ATTEMPTS {
         let current = call.find()?;
-        let served = call.served(&current);
+        let old = call.before(&current);
+        let converted = (!call.is_served_as_stored(&current)).then(|| call.served(&current));
         let Change {
             object,
             warnings,
             tracked,
-        } = compute(&served)?;
-        let old = call.before(&current);
+        } = compute(converted.as_ref().unwrap_or(&old))?;
+        drop(converted);
         let Some(mut new) = finish(call, &old, object, tracked)? else {
             return Ok(Reply {
                 code: StatusCode::OK,

@@ -26,7 +26,7 @@ use super::departures::Departures;
 use super::events::Recorder;
 use super::pod::PodView;
 use crate::auth::service_account::SECRET_TYPE;
-use crate::informer::{Cached, Store, slim};
+use crate::informer::{Cached, Lean, Store, slim};
 
 /// Namespace of the nodes' heartbeat leases.
 pub(crate) const NODE_LEASE_NAMESPACE: &str = "kube-node-lease";
@@ -115,7 +115,12 @@ impl Context {
     pub(crate) fn follow_all(&self) {
         let client = &self.client;
         let all = watcher::Config::default;
-        self.follow(&self.pods, Api::<Pod>::all(client.clone()), all(), PodView::from);
+        self.follow(
+            &self.pods,
+            Api::<Lean<Pod>>::all(client.clone()),
+            all(),
+            PodView::from,
+        );
         self.follow(&self.nodes, Api::all(client.clone()), all(), slimmed);
         self.follow(
             &self.leases,
@@ -167,7 +172,7 @@ impl Context {
     fn follow<K, V>(
         &self,
         store: &Arc<Store<V>>,
-        api: Api<K>,
+        api: Api<Lean<K>>,
         config: watcher::Config,
         project: impl Fn(K) -> V + Send + Sync + 'static,
     ) where

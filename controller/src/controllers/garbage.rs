@@ -250,7 +250,7 @@ impl Collector {
             (Some(node), None) => collector.lost(node),
             (None, None) => {}
         });
-        let (api, kind) = (kind.api(&self.context.client, None), kind.clone());
+        let (api, kind) = (kind.watched(&self.context.client), kind.clone());
         let project = move |object: AnyMeta| {
             let PartialObjectMeta { metadata, .. } = object;
             Node {

@@ -17,7 +17,7 @@ use super::effects::{BindError, Binding};
 use super::pod::{Alike, PodInfo};
 use super::preempt::BudgetView;
 use super::volumes::{ClaimView, ClassView, VolumeView};
-use crate::informer::{Cached, Change, Store, slim};
+use crate::informer::{Cached, Change, Lean, Store, slim};
 
 /// The state of an object before and after a change.
 pub(super) struct Changed<V> {
@@ -91,7 +91,7 @@ impl Starter<'_> {
         });
         let (followed, api, stop) = (
             store.clone(),
-            Api::<K>::all(self.client.clone()),
+            Api::<Lean<K>>::all(self.client.clone()),
             self.shutdown.clone(),
         );
         self.tracker.spawn(async move {
