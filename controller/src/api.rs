@@ -32,6 +32,7 @@ mod write;
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
@@ -58,6 +59,7 @@ use crate::auth::authorizer::{Authorizer, is_public};
 use crate::auth::service_account::keys::TokenKeys;
 use crate::auth::{self, Authenticator, Identity};
 use crate::custom::Registry;
+use crate::metrics;
 use crate::pki::Authority;
 use crate::resources::{self, ResourceRef, Subresource};
 use crate::store::{Object, Store};
@@ -257,10 +259,13 @@ async fn answer(
         response
     };
     if verb == Verb::Watch {
+        call.count(&Ok(Response::default()), Instant::now());
         return watch::watch(call, seat).await.map(warned);
     }
+    let began = Instant::now();
     let response = dispatch(&call, body).await;
     drop(seat);
+    call.count(&response, began);
     response.map(warned)
 }
 
@@ -425,6 +430,25 @@ impl Call {
             Ok(())
         } else {
             Err(ApiError::method_not_allowed())
+        }
+    }
+
+    /// Counts an answer.
+    fn count(&self, answer: &Result<Response<Body>, ApiError>, began: Instant) {
+        let code = answer.as_ref().map_or_else(ApiError::code, Response::status);
+        let (verb, row) = (self.verb.name(), &*self.resource);
+        let labels = [
+            ("verb", verb),
+            ("group", row.group),
+            ("version", row.version),
+            ("resource", row.plural),
+            ("subresource", &self.path.subresource),
+            ("code", code.as_str()),
+        ];
+        metrics::REQUESTS.with(&labels).increment();
+        if self.verb != Verb::Watch {
+            let labels = [("verb", verb), ("group", row.group), ("resource", row.plural)];
+            metrics::REQUEST_SECONDS.with(&labels).observe(began.elapsed());
         }
     }
 

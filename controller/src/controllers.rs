@@ -40,7 +40,7 @@ pub mod ttl_after_finished;
 pub(crate) mod volumes;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kube::Client;
 use tokio_util::sync::CancellationToken;
@@ -50,6 +50,7 @@ pub use config::ControllersConfig;
 pub(crate) use context::Context;
 
 use crate::informer::ObjectKey;
+use crate::metrics;
 use crate::queue::Queue;
 
 /// Why a reconcile could not finish; its key is tried again after a back-off.
@@ -192,6 +193,11 @@ pub(crate) fn spawn_workers<R, F>(
     R: Fn(ObjectKey) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Outcome> + Send,
 {
+    metrics::tell_depth(controller, queue.depth());
+    let figures = Arc::new((
+        metrics::WORK_SECONDS.with(&[("name", controller)]),
+        metrics::RETRIES.with(&[("name", controller)]),
+    ));
     let gate = CancellationToken::new();
     let opened = gate.clone();
     let stop = context.shutdown.clone();
@@ -202,7 +208,8 @@ pub(crate) fn spawn_workers<R, F>(
         }
     });
     for _ in 0..workers {
-        let (gate, queue, shutdown, reconcile) = (
+        let (figures, gate, queue, shutdown, reconcile) = (
+            Arc::clone(&figures),
             gate.clone(),
             queue.clone(),
             context.shutdown.clone(),
@@ -215,18 +222,25 @@ pub(crate) fn spawn_workers<R, F>(
             }
             while let Some(key) = queue.next(&shutdown).await {
                 let span = info_span!("reconcile", controller, %key);
-                work(&queue, key, &reconcile).instrument(span).await;
+                let began = Instant::now();
+                if !work(&queue, key, &reconcile).instrument(span).await {
+                    figures.1.increment();
+                }
+                figures.0.observe(began.elapsed());
             }
         });
     }
 }
 
-async fn work<R, F>(queue: &Queue<ObjectKey>, key: ObjectKey, reconcile: &R)
+/// Yields whether it was done.
+async fn work<R, F>(queue: &Queue<ObjectKey>, key: ObjectKey, reconcile: &R) -> bool
 where
     R: Fn(ObjectKey) -> F,
     F: Future<Output = Outcome>,
 {
-    match reconcile(key.clone()).await {
+    let outcome = reconcile(key.clone()).await;
+    let done = outcome.is_ok();
+    match outcome {
         Ok(again) => {
             queue.forget(&key);
             if let Some(delay) = again {
@@ -249,6 +263,7 @@ where
         }
     }
     queue.done(&key);
+    done
 }
 
 /// An error with its sources on one line.

@@ -14,6 +14,7 @@ pub mod custom;
 pub mod informer;
 pub mod leader;
 mod master_service;
+pub mod metrics;
 pub mod pki;
 pub mod quantity;
 pub mod queue;

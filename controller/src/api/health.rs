@@ -237,5 +237,6 @@ fn metrics(server: &Server) -> String {
             );
         }
     }
+    text.push_str(&crate::metrics::text());
     text
 }

@@ -20,6 +20,7 @@ use super::snapshot::{Snapshot, Version};
 use super::volumes::{VolumePlan, Volumes};
 use super::watches::{Changed, Message};
 use crate::informer::{Cached, ObjectKey};
+use crate::metrics::{self, Counter, Histogram};
 
 /// Decisions made before the changes that arrived meanwhile are looked at.
 const DECISIONS_PER_TURN: usize = 64;
@@ -46,8 +47,26 @@ impl Refusal {
     }
 }
 
+/// What `/metrics` tells of decisions.
+struct Figures {
+    seconds: Arc<Histogram>,
+    scheduled: Arc<Counter>,
+    unschedulable: Arc<Counter>,
+}
+
+impl Default for Figures {
+    fn default() -> Self {
+        Figures {
+            seconds: metrics::DECISION_SECONDS.with(&[]),
+            scheduled: metrics::DECISIONS.with(&[("result", "scheduled")]),
+            unschedulable: metrics::DECISIONS.with(&[("result", "unschedulable")]),
+        }
+    }
+}
+
 pub(super) struct Owner {
     config: SchedulerConfig,
+    figures: Figures,
     effects: Effects,
     snapshot: Snapshot,
     volumes: Volumes,
@@ -74,6 +93,7 @@ impl Owner {
     ) -> Self {
         Owner {
             config,
+            figures: Figures::default(),
             effects,
             snapshot: Snapshot::default(),
             volumes: Volumes::default(),
@@ -247,6 +267,7 @@ impl Owner {
             return;
         }
         let nodes = self.snapshot.order().len();
+        let began = Instant::now();
         let (volumes, decision) = match self.volumes.plan(pod) {
             Ok(volumes) => {
                 let decision = decide(
@@ -265,8 +286,10 @@ impl Owner {
                 (VolumePlan::default(), Decision::Nowhere(nowhere))
             }
         };
+        self.figures.seconds.observe(began.elapsed());
         match decision {
             Decision::Node(index) => {
+                self.figures.scheduled.increment();
                 let node = self.snapshot.node(index);
                 let binding = Binding {
                     pod: pod.clone(),
@@ -278,7 +301,10 @@ impl Owner {
                 self.pending.changed(Blockers::PODS);
                 self.bind(binding);
             }
-            Decision::Nowhere(nowhere) => self.refused(pod, kind, alike, &plan, &volumes, &nowhere),
+            Decision::Nowhere(nowhere) => {
+                self.figures.unschedulable.increment();
+                self.refused(pod, kind, alike, &plan, &volumes, &nowhere);
+            }
         }
     }
 

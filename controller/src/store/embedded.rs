@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
+use std::time::Instant;
 
 use bytes::Bytes;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -18,6 +19,7 @@ use super::{
     CommitFuture, Committed, Event, Expect, Listing, Meta, Object, Operation, Revision, Store, StoreError,
     Watch, Write,
 };
+use crate::metrics::{self, Counter, Histogram};
 
 /// `resource NUL key` → record.
 const OBJECTS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("objects");
@@ -70,6 +72,8 @@ impl Embedded {
         let memory = Arc::new(load(&database, index, sealer.as_ref())?);
         let (queue, jobs) = sync_channel(QUEUE);
         let writer = Writer {
+            seconds: metrics::COMMIT_SECONDS.with(&[]),
+            writes: metrics::WRITES.with(&[]),
             sealer,
             database,
             memory: Arc::clone(&memory),
@@ -195,6 +199,8 @@ fn decode(
 
 /// The owner of the engine's write side.
 struct Writer {
+    seconds: Arc<Histogram>,
+    writes: Arc<Counter>,
     sealer: Option<Sealer>,
     database: Database,
     memory: Arc<Memory>,
@@ -289,6 +295,8 @@ impl Writer {
 
     /// Makes the batch durable, then visible, then answers.
     fn finish(&self, batch: Batch) {
+        let began = Instant::now();
+        let writes = batch.changes.values().map(Vec::len).sum::<usize>();
         if let Err(error) = self.persist(&batch) {
             let error = Arc::new(error);
             tracing::error!(%error, "the store's engine refused a commit");
@@ -298,6 +306,8 @@ impl Writer {
             return;
         }
         self.memory.apply(batch.changes, batch.revision);
+        self.seconds.observe(began.elapsed());
+        self.writes.add(writes as u64);
         for accepted in batch.accepted {
             let _ = accepted.answer.send(Ok(accepted.objects));
         }

@@ -434,16 +434,13 @@ mod tests {
                 if !read {
                     continue;
                 }
-                match narrow.ready() {
-                    Ok(batch) => {
-                        let told: Vec<_> = batch.iter().map(|event| event.revision()).collect();
-                        prop_assert_eq!(&told, &expected);
-                    }
-                    Err(_) => {
-                        let floor = resource.read().floor;
-                        prop_assert!(narrow.cursor < floor && !expected.is_empty());
-                        narrow = Watch::new(&resource, revision).unwrap().narrowed(interest(1));
-                    }
+                if let Ok(batch) = narrow.ready() {
+                    let told: Vec<_> = batch.iter().map(|event| event.revision()).collect();
+                    prop_assert_eq!(&told, &expected);
+                } else {
+                    let floor = resource.read().floor;
+                    prop_assert!(narrow.cursor < floor && !expected.is_empty());
+                    narrow = Watch::new(&resource, revision).unwrap().narrowed(interest(1));
                 }
                 expected.clear();
             }
