@@ -6,13 +6,13 @@
 
 mod definition;
 mod format;
-pub(crate) mod json_path;
+pub mod json_path;
 pub(crate) mod names;
 pub(crate) mod object_schema;
 mod open_api;
-pub(crate) mod schema;
-pub(crate) mod structural;
-pub(crate) mod validate;
+pub mod schema;
+pub mod structural;
+pub mod validate;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};

@@ -32,8 +32,6 @@ use crate::custom::{CustomResource, ObjectSchema};
 use crate::schema::{self, KindSchema};
 use crate::store::{Meta, Object};
 
-pub(crate) use autoscaling::SCALE;
-pub(crate) use core::qos_class;
 pub(crate) use printing::since as cell_of_time;
 pub(crate) use scheduling::SYSTEM_PRIORITY_CLASSES;
 pub use validation::{Problem, Problems, Reason};
@@ -145,6 +143,12 @@ pub enum Subresource {
     PortForward,
     /// A token for a service account.
     Token,
+    /// Carries requests to what runs there; needs the node's agent.
+    Proxy,
+    /// Containers that are added to a pod to look into it.
+    EphemeralContainers,
+    /// What a pod's containers may use.
+    Resize,
 }
 
 impl Subresource {
@@ -162,13 +166,19 @@ impl Subresource {
             Self::Attach => "attach",
             Self::PortForward => "portforward",
             Self::Token => "token",
+            Self::Proxy => "proxy",
+            Self::EphemeralContainers => "ephemeralcontainers",
+            Self::Resize => "resize",
         }
     }
 
     /// The verbs it serves.
     pub fn verbs(self) -> &'static [&'static str] {
         match self {
-            Self::Status | Self::Scale | Self::Approval => &["get", "patch", "update"],
+            Self::Status | Self::Scale | Self::Approval | Self::EphemeralContainers | Self::Resize => {
+                &["get", "patch", "update"]
+            }
+            Self::Proxy => &["create", "delete", "get", "patch", "update"],
             Self::Binding | Self::Eviction | Self::Token => &["create"],
             Self::Finalize => &["update"],
             Self::Log => &["get"],
@@ -187,8 +197,13 @@ impl Subresource {
     }
 
     /// The kind of its body where it belongs to the parent's group.
-    pub fn own_kind(self) -> Option<&'static str> {
+    pub fn own_kind(self, parent: &str) -> Option<&'static str> {
         match self {
+            Self::Proxy => Some(match parent {
+                "Node" => "NodeProxyOptions",
+                "Service" => "ServiceProxyOptions",
+                _ => "PodProxyOptions",
+            }),
             Self::Binding => Some("Binding"),
             Self::Exec => Some("PodExecOptions"),
             Self::Attach => Some("PodAttachOptions"),
@@ -238,8 +253,6 @@ pub struct Resource {
     pub cells: fn(&Value, jiff::Timestamp) -> Vec<Value>,
     /// Fields that selectors may ask about besides name and namespace.
     pub fields: &'static [Field],
-    /// What is wrong with an object's name.
-    pub name_problem: fn(&str) -> Option<String>,
     /// What the server fills in on creation beyond the schema's defaults.
     pub prepare: fn(&mut Value),
     /// Checks an object; on an update the state before is given.
@@ -408,7 +421,6 @@ pub(crate) const fn row(
         columns: PLAIN_COLUMNS,
         cells: printing::name_and_creation,
         fields: &[],
-        name_problem: subdomain_problem,
         prepare: |_| {},
         validate: |_, _, _| {},
         generation: false,
@@ -590,10 +602,15 @@ impl Field {
 pub fn validate_metadata(resource: &Resource, object: &Value, old: Option<&Value>, problems: &mut Problems) {
     let name = &object["metadata"]["name"];
     let text = name.as_str().unwrap_or_default();
-    if old.is_none()
-        && let Some(problem) = (resource.name_problem)(text)
-    {
-        problems.invalid("metadata.name", name, &problem);
+    if old.is_none() {
+        let problem = if resource.group == "rbac.authorization.k8s.io" {
+            validation::path_segment_problem(text)
+        } else {
+            subdomain_problem(text)
+        };
+        if let Some(problem) = problem {
+            problems.invalid("metadata.name", name, &problem);
+        }
     }
     validation::metadata(&object["metadata"], problems);
 }

@@ -11,7 +11,7 @@ use super::negotiate::Decoded;
 use super::read::Filter;
 use super::status::{ApiError, success};
 use super::write::{Outcome, Reply};
-use super::{Call, allocate, definitions, objects};
+use super::{Call, definitions, objects};
 use crate::resources::Resource;
 use crate::store::{Encoded, Expect, Object, Operation, StoreError, Write};
 
@@ -33,11 +33,6 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Whether nothing is to be deleted.
-    pub(crate) fn dry_run(&self) -> bool {
-        self.dry_run
-    }
-
     /// Reads DeleteOptions from the body, else from the query.
     pub(crate) fn of(call: &Call, decoded: &Decoded) -> Result<Self, ApiError> {
         let body = &decoded.value;
@@ -77,7 +72,7 @@ impl Options {
                  values: \"Foreground\", \"Background\", \"Orphan\", \"nil\""
             )));
         }
-        let mut dry_run = call.query.dry_run()?;
+        let mut dry_run = call.query.dry_run();
         for entry in body["dryRun"].as_array().into_iter().flatten() {
             if entry != "All" {
                 return Err(ApiError::unprocessable(format!(
@@ -121,7 +116,6 @@ async fn delete_key(call: &Call, key: &str, name: &str, options: &Options) -> Re
             .ok_or_else(|| ApiError::not_found(resource, name))?;
         let value = current.value();
         preconditions(resource, name, &value, options)?;
-        call.admits(&value, Some(&value))?;
         let step = step(resource, name, &value, options, call.now)?;
         let operation = match &step {
             Step::Nothing => {
@@ -137,16 +131,13 @@ async fn delete_key(call: &Call, key: &str, name: &str, options: &Options) -> Re
         if options.dry_run {
             return Ok(answer(resource, step, &current, &value));
         }
-        let mut writes = vec![Write {
+        let write = Write {
             resource: resource.storage,
             key: key.to_owned(),
             expect: Expect::Revision(current.revision()),
             operation,
-        }];
-        if matches!(step, Step::Remove) {
-            writes.extend(allocate::companions(call, Some(&value), None)?);
-        }
-        match call.server.store.commit(writes).await {
+        };
+        match call.server.store.commit(vec![write]).await {
             Ok(written) => {
                 let last = written.into_iter().next().unwrap_or(current);
                 return Ok(answer(resource, step, &last, &value));

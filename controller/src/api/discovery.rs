@@ -6,17 +6,48 @@ use serde_json::{Map, Value, json};
 
 use crate::resources::{ResourceRef, Subresource};
 
-/// The media type of the aggregated form; clients ignore the answer under any other.
-pub(crate) const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+/// The versions of the aggregated form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Aggregated {
+    V2,
+    V2Beta1,
+}
 
-/// Whether the aggregated form is asked for.
-pub(crate) fn wants_aggregated(accept: &str) -> bool {
-    accept.split(',').any(|entry| {
-        let parts: Vec<_> = entry.split(';').map(str::trim).collect();
-        ["g=apidiscovery.k8s.io", "v=v2", "as=APIGroupDiscoveryList"]
-            .iter()
-            .all(|wanted| parts.contains(wanted))
-    })
+impl Aggregated {
+    /// Its media type; clients ignore the answer under any other.
+    pub(crate) fn content_type(self) -> &'static str {
+        match self {
+            Self::V2 => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+            Self::V2Beta1 => "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
+        }
+    }
+
+    fn version(self) -> &'static str {
+        match self {
+            Self::V2 => "v2",
+            Self::V2Beta1 => "v2beta1",
+        }
+    }
+}
+
+/// The aggregated form that is asked for before anything else that is served.
+pub(crate) fn aggregated_form(accept: &str) -> Option<Aggregated> {
+    for entry in accept.split(',') {
+        let mut parts = entry.split(';').map(str::trim);
+        let media = parts.next().unwrap_or_default();
+        let parameters: Vec<_> = parts.filter(|part| !part.starts_with("q=")).collect();
+        let has = |wanted: &str| parameters.contains(&wanted);
+        if has("g=apidiscovery.k8s.io") && has("as=APIGroupDiscoveryList") {
+            match (has("v=v2"), has("v=v2beta1")) {
+                (true, _) => return Some(Aggregated::V2),
+                (_, true) => return Some(Aggregated::V2Beta1),
+                _ => {}
+            }
+        } else if parameters.is_empty() && matches!(media, "application/json" | "application/*" | "*/*") {
+            return None;
+        }
+    }
+    None
 }
 
 /// The groups in discovery's order, each with its versions; the first is preferred.
@@ -49,7 +80,7 @@ pub(crate) fn group_versions(resources: &[ResourceRef]) -> Vec<String> {
 }
 
 /// The aggregated form: of the core group, or of all others.
-pub(crate) fn aggregated(resources: &[ResourceRef], core: bool) -> Value {
+pub(crate) fn aggregated(resources: &[ResourceRef], form: Aggregated, core: bool) -> Value {
     let items: Vec<_> = groups(resources)
         .into_iter()
         .filter(|(group, _)| group.is_empty() == core)
@@ -68,7 +99,8 @@ pub(crate) fn aggregated(resources: &[ResourceRef], core: bool) -> Value {
         })
         .collect();
     json!({
-        "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items,
+        "kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{}", form.version()),
+        "metadata": {}, "items": items,
     })
 }
 
@@ -102,7 +134,7 @@ fn response_kind(
     subresource.foreign_kind().unwrap_or((
         resource.group,
         resource.version,
-        subresource.own_kind().unwrap_or(resource.kind),
+        subresource.own_kind(resource.kind).unwrap_or(resource.kind),
     ))
 }
 
@@ -199,5 +231,29 @@ fn add_names(entry: &mut Value, resource: &ResourceRef) {
     }
     if !categories.is_empty() {
         entry["categories"] = json!(categories);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_form_that_is_served_wins() {
+        let v2 = Aggregated::V2.content_type();
+        let beta = Aggregated::V2Beta1.content_type();
+        for (accept, form) in [
+            (format!("{v2},{beta},application/json"), Some(Aggregated::V2)),
+            (format!("{beta},application/json"), Some(Aggregated::V2Beta1)),
+            (format!("application/json,{v2}"), None),
+            (
+                "application/json;g=apidiscovery.k8s.io;v=v9;as=APIGroupDiscoveryList".to_owned(),
+                None,
+            ),
+            ("*/*".to_owned(), None),
+            (String::new(), None),
+        ] {
+            assert_eq!(aggregated_form(&accept), form, "{accept}");
+        }
     }
 }

@@ -9,16 +9,15 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
 use super::Server;
-use super::audit::AuditLog;
 use super::discovery;
 use super::status::{ApiError, json_response};
-use crate::auth::service_account::ISSUER;
 use crate::schema::openapi;
 
 /// Answers a GET of `path`; `None` if nothing is there.
 pub(super) fn serve(
     server: &Server,
     path: &str,
+    query: &str,
     headers: &HeaderMap,
 ) -> Option<Result<Response<Body>, ApiError>> {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
@@ -27,13 +26,12 @@ pub(super) fn serve(
         ["version"] => json(&version()),
         ["healthz" | "livez" | "readyz", ..] => text("ok"),
         ["metrics"] => text(metrics(server)),
-        ["api" | "apis"] if discovery::wants_aggregated(accept(headers)) => {
-            let mut response = json(&discovery::aggregated(&server.resources(), parts[0] == "api"));
+        ["api" | "apis"] if let Some(form) = discovery::aggregated_form(accept(headers)) => {
+            let body = discovery::aggregated(&server.resources(), form, parts[0] == "api");
+            let mut response = json(&body);
             let headers = response.headers_mut();
-            headers.insert(
-                header::CONTENT_TYPE,
-                HeaderValue::from_static(discovery::AGGREGATED),
-            );
+            let kind = HeaderValue::from_static(form.content_type());
+            headers.insert(header::CONTENT_TYPE, kind);
             headers.insert(header::VARY, HeaderValue::from_static("Accept"));
             response
         }
@@ -48,9 +46,7 @@ pub(super) fn serve(
             let find = |path: &str| document(server, path);
             json(&openapi::v3_root(paths.iter().map(String::as_str), find))
         }
-        ["openid", "v1", "jwks"] => published(&server.token_keys.jwks(), "application/jwk-set+json"),
-        [".well-known", "openid-configuration"] => published(&issuer(&server.address), "application/json"),
-        ["openapi", "v3", rest @ ..] => openapi_v3(server, &rest.join("/"), headers)?,
+        ["openapi", "v3", rest @ ..] => openapi_v3(server, &rest.join("/"), query, headers)?,
         _ => return None,
     };
     Some(Ok(response))
@@ -74,27 +70,6 @@ fn text(text: impl Into<Body>) -> Response<Body> {
     response
 }
 
-/// What others check service accounts' tokens with.
-fn issuer(address: &str) -> Value {
-    json!({
-        "issuer": ISSUER, "jwks_uri": format!("https://{address}/openid/v1/jwks"),
-        "response_types_supported": ["id_token"], "subject_types_supported": ["public"],
-        "id_token_signing_alg_values_supported": ["ES256"],
-    })
-}
-
-fn published(value: &Value, kind: &'static str) -> Response<Body> {
-    let mut response = json(value);
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    // Keys are rotated rarely, and the old ones go on to vouch.
-    headers.insert(
-        header::CACHE_CONTROL,
-        HeaderValue::from_static("public, max-age=3600"),
-    );
-    response
-}
-
 fn root(server: &Server) -> Value {
     let mut paths = vec!["/api".to_owned(), "/apis".to_owned()];
     paths.extend(
@@ -103,13 +78,11 @@ fn root(server: &Server) -> Value {
             .map(|path| format!("/{path}")),
     );
     for path in [
-        "/.well-known/openid-configuration",
         "/healthz",
         "/livez",
         "/metrics",
         "/openapi/v2",
         "/openapi/v3",
-        "/openid/v1/jwks",
         "/readyz",
         "/version",
     ] {
@@ -153,7 +126,7 @@ fn document(server: &Server, path: &str) -> Option<openapi::Document> {
     openapi::v3_group(path).or_else(|| server.custom.table(server.store.as_ref()).document(path))
 }
 
-fn openapi_v3(server: &Server, path: &str, headers: &HeaderMap) -> Option<Response<Body>> {
+fn openapi_v3(server: &Server, path: &str, query: &str, headers: &HeaderMap) -> Option<Response<Body>> {
     let document = document(server, path)?;
     let tag = format!("\"{}\"", document.hash);
     let known = headers
@@ -164,14 +137,26 @@ fn openapi_v3(server: &Server, path: &str, headers: &HeaderMap) -> Option<Respon
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         response
     } else {
-        json_response(StatusCode::OK, document.body)
+        json_response(StatusCode::OK, document.body.clone())
     };
     if let Ok(tag) = HeaderValue::from_str(&tag) {
         response.headers_mut().insert(header::ETAG, tag);
     }
-    response
-        .headers_mut()
-        .insert(header::VARY, HeaderValue::from_static("Accept"));
+    let headers = response.headers_mut();
+    headers.insert(header::VARY, HeaderValue::from_static("Accept"));
+    // A URL that names the document by its hash never means another one.
+    if query
+        .split('&')
+        .any(|part| part.strip_prefix("hash=") == Some(&document.hash))
+    {
+        let public = HeaderValue::from_static("public, max-age=31536000, immutable");
+        headers.insert(header::CACHE_CONTROL, public);
+        let expires = jiff::Timestamp::now().saturating_add(jiff::SignedDuration::from_hours(24 * 365));
+        let expires = expires.map(|time| time.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string());
+        if let Some(Ok(expires)) = expires.ok().map(|text| HeaderValue::from_str(&text)) {
+            headers.insert(header::EXPIRES, expires);
+        }
+    }
     Some(response)
 }
 
@@ -200,14 +185,8 @@ fn metrics(server: &Server) -> String {
     put(
         "weft_api_refused_total",
         "counter",
-        "Requests refused because there were too many.",
+        "Requests refused because too many were in flight.",
         load(&counters.refused),
-    );
-    put(
-        "weft_audit_dropped_total",
-        "counter",
-        "Audit events dropped because the log was too slow.",
-        server.audit.as_ref().map_or(0, AuditLog::dropped),
     );
     put(
         "weft_store_revision",
@@ -215,11 +194,15 @@ fn metrics(server: &Server) -> String {
         "The store's last revision.",
         server.store.revision(),
     );
+    let watches = server
+        .limits
+        .watches
+        .saturating_sub(server.watches.available_permits());
     put(
         "weft_api_watches",
         "gauge",
         "Watches that are open.",
-        server.seats.open_watches() as u64,
+        watches as u64,
     );
     let _ = write!(
         text,
@@ -237,6 +220,5 @@ fn metrics(server: &Server) -> String {
             );
         }
     }
-    text.push_str(&crate::metrics::text());
     text
 }

@@ -60,11 +60,11 @@ pub(crate) fn form(headers: &HeaderMap, objects_only: bool) -> Result<Form, ApiE
 
 /// A body, read.
 #[derive(Debug, Default)]
-pub(crate) struct Decoded {
+pub struct Decoded {
     /// The object; null if there was no body.
-    pub(crate) value: Value,
+    pub value: Value,
     /// Paths of keys that came twice.
-    pub(crate) duplicates: Vec<String>,
+    pub duplicates: Vec<String>,
 }
 
 /// The media type of the body without parameters.
@@ -80,7 +80,7 @@ pub(crate) fn content_type(headers: &HeaderMap) -> &str {
 ///
 /// # Errors
 /// 400 if it cannot be read, 415 if its type is unknown.
-pub(crate) fn decode(headers: &HeaderMap, body: &Bytes) -> Result<Decoded, ApiError> {
+pub fn decode(headers: &HeaderMap, body: &Bytes) -> Result<Decoded, ApiError> {
     if body.is_empty() {
         return Ok(Decoded::default());
     }

@@ -13,7 +13,7 @@ use crate::schema::patch as json_patches;
 const JSON: &str = "application/json-patch+json";
 const MERGE: &str = "application/merge-patch+json";
 const STRATEGIC: &str = "application/strategic-merge-patch+json";
-const APPLY: &str = "application/apply-patch+yaml";
+pub(super) const APPLY: &str = "application/apply-patch+yaml";
 /// Patches a kind with a schema takes.
 const ACCEPTED: &str = "application/json-patch+json, application/merge-patch+json, \
      application/strategic-merge-patch+json, application/apply-patch+yaml";
@@ -67,11 +67,6 @@ pub(crate) fn patched(call: &Call, kind: &str, current: &Value, patch: &Value) -
 }
 
 async fn apply(call: &Call, body: &Bytes) -> Result<Reply, ApiError> {
-    if call.query.get("fieldManager").is_none() {
-        return Err(ApiError::unprocessable(
-            "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
-        ));
-    }
     let decoded = decode_yaml(body)?;
     let mut warnings = Vec::new();
     let applied = write::receive(call, decoded, &mut warnings)?;

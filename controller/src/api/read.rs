@@ -5,19 +5,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
+use super::continuation::Token;
 use super::negotiate::Form;
 use super::status::{ApiError, json_response};
 use super::table::{self, Include};
 use super::{Call, Server};
 use crate::resources::{Resource, ResourceRef};
 use crate::selector::{FieldSelector, LabelSelector};
-use crate::store::{Aspect, Interest, Listing, Object, Revision};
+use crate::store::{Listing, Object, Revision};
 
 /// How long a read waits for a revision that is not there yet.
 const FUTURE_WAIT: Duration = Duration::from_secs(3);
@@ -57,29 +56,6 @@ impl Filter {
             labels,
             fields,
         })
-    }
-
-    /// What all matching objects have in common that watchers are told apart by.
-    pub(crate) fn interest(&self) -> Option<Interest> {
-        let of = |aspect, value: &str| {
-            Some(Interest {
-                aspect,
-                value: value.into(),
-            })
-        };
-        for (place, field) in self.resource.fields.iter().enumerate() {
-            if let Some(value) = self.fields.required(field.name) {
-                return of(Aspect::Field(place), value);
-            }
-        }
-        if let Some(name) = self.fields.required("metadata.name") {
-            return of(Aspect::Name, name);
-        }
-        match self.fields.required("metadata.namespace") {
-            Some(namespace) => of(Aspect::Namespace, namespace),
-            None if self.namespace.is_empty() => None,
-            None => of(Aspect::Namespace, &self.namespace),
-        }
     }
 
     fn is_everything(&self) -> bool {
@@ -129,7 +105,8 @@ impl Filter {
 }
 
 /// GET of one object.
-pub(crate) fn get(call: &Call) -> Result<Response<Body>, ApiError> {
+pub(crate) async fn get(call: &Call) -> Result<Response<Body>, ApiError> {
+    wait_for_version(call).await?;
     let object = call.find()?;
     Ok(call.render(StatusCode::OK, &object))
 }
@@ -190,11 +167,6 @@ fn exact(call: &Call, listing: &Listing) -> Result<(), ApiError> {
         return Ok(());
     }
     let version: Revision = call.query.number("resourceVersion")?.unwrap_or_default();
-    if version == 0 {
-        return Err(ApiError::bad_request(
-            "resourceVersionMatch: Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
-        ));
-    }
     let unchanged = call
         .server
         .store
@@ -251,32 +223,6 @@ impl Snapshots {
         found
             .filter(|s| s.taken.elapsed() <= SNAPSHOT_LIFETIME)
             .map(|s| Arc::clone(&s.items))
-    }
-}
-
-/// Where a cut list goes on.
-#[derive(Debug, PartialEq, Eq)]
-struct Token {
-    /// The first page's revision; 0: go on with what is there.
-    revision: Revision,
-    snapshot: u64,
-    last_key: String,
-}
-
-impl Token {
-    fn encode(&self) -> String {
-        let text = json!({"v": 1, "rv": self.revision, "id": self.snapshot, "last": self.last_key});
-        URL_SAFE_NO_PAD.encode(text.to_string())
-    }
-
-    fn decode(text: &str) -> Option<Self> {
-        let value: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
-        (value["v"] == 1).then_some(())?;
-        Some(Self {
-            revision: value["rv"].as_u64()?,
-            snapshot: value["id"].as_u64()?,
-            last_key: value["last"].as_str()?.to_owned(),
-        })
     }
 }
 
@@ -405,18 +351,13 @@ impl Page {
                     .into()
             }
             Form::Metadata => {
-                let head = format!(
-                    "{{\"kind\":\"PartialObjectMetadataList\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{metadata},\"items\":["
-                );
-                let mut body = BytesMut::from(head.as_bytes());
-                for (index, object) in self.items.iter().enumerate() {
-                    if index > 0 {
-                        body.put_u8(b',');
-                    }
-                    body.put_slice(&table::partial_text(&call.served_text(object)));
-                }
-                body.put_slice(b"]}\n");
-                body.freeze()
+                let items: Vec<_> = values().iter().map(table::partial).collect();
+                json!({
+                    "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
+                    "metadata": metadata, "items": items,
+                })
+                .to_string()
+                .into()
             }
             Form::Object => self.objects(call, &metadata),
         };
@@ -440,23 +381,5 @@ impl Page {
         }
         body.put_slice(b"]}\n");
         body.freeze()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tokens_survive_the_trip_and_forgeries_are_refused() {
-        let token = Token {
-            revision: 7,
-            snapshot: 3,
-            last_key: "default/a".to_owned(),
-        };
-        assert_eq!(Token::decode(&token.encode()), Some(token));
-        for bad in ["", "x", "e30", "!!!!"] {
-            assert_eq!(Token::decode(bad), None, "{bad}");
-        }
     }
 }

@@ -3,17 +3,14 @@
 use std::sync::Arc;
 
 use http::StatusCode;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::negotiate::Decoded;
 use super::objects;
-use super::request::Verb;
 use super::status::ApiError;
-use super::{Call, admission, allocate, charges};
+use super::{Call, admission, pods};
 use crate::custom::ObjectSchema;
-use crate::resources::{Problems, Resource, ResourceRef, Subresource};
+use crate::resources::{Problem, Problems, Reason, Resource, ResourceRef, Subresource};
 use crate::schema::{ApplyError, ApplyRequest, Manager};
 use crate::store::{Encoded, Expect, Object, Operation, StoreError, Write};
 
@@ -58,14 +55,11 @@ enum FieldValidation {
 }
 
 impl FieldValidation {
-    fn of(call: &Call) -> Result<Self, ApiError> {
+    fn of(call: &Call) -> Self {
         match call.query.get("fieldValidation") {
-            Some("Strict") => Ok(Self::Strict),
-            Some("Warn") | None => Ok(Self::Warn),
-            Some("Ignore") => Ok(Self::Ignore),
-            Some(other) => Err(ApiError::unprocessable(format!(
-                "fieldValidation: Unsupported value: {other:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""
-            ))),
+            Some("Strict") => Self::Strict,
+            Some("Ignore") => Self::Ignore,
+            _ => Self::Warn,
         }
     }
 }
@@ -122,7 +116,7 @@ fn check_fields(
             resource.kind, resource.version, resource.kind
         ))
     };
-    let validation = FieldValidation::of(call)?;
+    let validation = FieldValidation::of(call);
     if validation != FieldValidation::Ignore {
         let unknown = schema.unknown_fields(value);
         let found: Vec<_> = unknown
@@ -160,7 +154,7 @@ async fn create_object(
     warnings: Vec<String>,
 ) -> Result<Reply, ApiError> {
     let resource = &call.resource;
-    let dry_run = call.query.dry_run()?;
+    let dry_run = call.query.dry_run();
     if object["metadata"]["resourceVersion"]
         .as_str()
         .is_some_and(|version| !version.is_empty())
@@ -170,7 +164,6 @@ async fn create_object(
         ));
     }
     place(call, &mut object)?;
-    namespace_accepts(call, objects::name(&object))?;
     objects::stamp_new(&mut object, resource.generation, call.now);
     if resource.has_status()
         && let Some(fields) = object.as_object_mut()
@@ -185,7 +178,7 @@ async fn create_object(
     }
     let stored = call.stored_resource();
     (stored.prepare)(&mut object);
-    admission::on_create(call, &mut object).await?;
+    admission::on_create(call, &mut object)?;
     admission::on_write(&stored, &mut object);
     if let Some(schema) = stored.schema() {
         schema.default(&mut object);
@@ -193,60 +186,36 @@ async fn create_object(
             track(call, schema, None, &mut object);
         }
     }
-    allocate::complete(&stored, &mut object, None);
+    namespace_accepts(call, objects::name(&object))?;
     validate(&stored, &object, None)?;
-    call.admits(&object, None)?;
-    admission::limits::check(call, &object)?;
+    call.admits(&object)?;
     let name = objects::name(&object).to_owned();
-    let key = resource.key(&call.path.namespace, &name);
     if dry_run {
+        let key = resource.key(&call.path.namespace, &name);
         if call.server.store.get(resource.storage, &key).is_some() {
             return Err(ApiError::already_exists(resource, &name));
         }
-        allocate::companions(call, None, Some(&mut object))?;
-        charges::charges(call, None, &object)?;
         return Ok(Reply {
             code: StatusCode::CREATED,
             outcome: Outcome::Value(object),
             warnings,
         });
     }
-    let asked = allocate::concerns(&stored).then(|| object.clone());
-    for _ in 0..ATTEMPTS {
-        let companions = allocate::companions(call, None, Some(&mut object))?;
-        let mut writes = vec![Write {
-            resource: resource.storage,
-            key: key.clone(),
-            expect: Expect::Absent,
-            operation: Operation::Put(encode(call, &object)?),
-        }];
-        writes.extend(companions);
-        writes.extend(charges::charges(call, None, &object)?);
-        match call.server.store.commit(writes).await {
-            Ok(written) => {
-                return Ok(Reply {
-                    code: StatusCode::CREATED,
-                    outcome: stored_outcome(written, object),
-                    warnings,
-                });
-            }
-            Err(StoreError::Conflict {
-                resource: of,
-                key: at,
-                ..
-            }) if of == resource.storage && at == key => {
-                return Err(ApiError::already_exists(resource, &name));
-            }
-            // Somebody was faster with what was chosen or charged: another choice may do, or enough may be left.
-            Err(StoreError::Conflict { .. }) => {
-                if let Some(asked) = &asked {
-                    object.clone_from(asked);
-                }
-            }
-            Err(error) => return Err(error.into()),
-        }
+    let write = Write {
+        resource: resource.storage,
+        key: resource.key(&call.path.namespace, &name),
+        expect: Expect::Absent,
+        operation: Operation::Put(encode(call, &object)?),
+    };
+    match call.server.store.commit(vec![write]).await {
+        Ok(written) => Ok(Reply {
+            code: StatusCode::CREATED,
+            outcome: stored_outcome(written, object),
+            warnings,
+        }),
+        Err(StoreError::Conflict { .. }) => Err(ApiError::already_exists(resource, &name)),
+        Err(error) => Err(error.into()),
     }
-    Err(ApiError::stale(resource, &name))
 }
 
 /// Serialises an object; many small changes must not make one that no single request could.
@@ -314,7 +283,7 @@ fn namespace_accepts(call: &Call, name: &str) -> Result<(), ApiError> {
     let Some(found) = call.server.store.get(namespaces.storage, namespace) else {
         return Err(ApiError::not_found(namespaces, namespace));
     };
-    if is_going(&found) {
+    if objects::is_terminating(&found.value()) {
         let why =
             format!("unable to create new content in namespace {namespace} because it is being terminated");
         let mut error = ApiError::forbidden(&call.resource, name, &why);
@@ -325,21 +294,6 @@ fn namespace_accepts(call: &Call, name: &str) -> Result<(), ApiError> {
         return Err(error);
     }
     Ok(())
-}
-
-/// Whether an object is on its way out, by its text.
-fn is_going(object: &Object) -> bool {
-    #[derive(Default, Deserialize)]
-    struct Parts {
-        metadata: Metadata,
-    }
-    #[derive(Default, Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Metadata {
-        deletion_timestamp: Option<IgnoredAny>,
-    }
-    let parts: Parts = serde_json::from_slice(object.body()).unwrap_or_default();
-    parts.metadata.deletion_timestamp.is_some()
 }
 
 fn validate(resource: &ResourceRef, object: &Value, old: Option<&Value>) -> Result<(), ApiError> {
@@ -389,29 +343,24 @@ pub(crate) async fn change(
     compute: impl Fn(&Value) -> Result<Change, ApiError>,
 ) -> Result<Reply, ApiError> {
     let resource = &call.resource;
-    let dry_run = call.query.dry_run()?;
+    let dry_run = call.query.dry_run();
     let key = call.key();
     for _ in 0..ATTEMPTS {
         let current = call.find()?;
-        let old = call.before(&current);
-        let converted = (!call.is_served_as_stored(&current)).then(|| call.served(&current));
+        let served = call.served(&current);
         let Change {
             object,
             warnings,
             tracked,
-        } = compute(converted.as_ref().unwrap_or(&old))?;
-        drop(converted);
-        let Some(mut new) = finish(call, &old, object, tracked)? else {
+        } = compute(&served)?;
+        let old = call.before(&current);
+        let Some(new) = finish(call, &old, object, tracked)? else {
             return Ok(Reply {
                 code: StatusCode::OK,
                 outcome: Outcome::Stored(current),
                 warnings,
             });
         };
-        let finished = is_finished(resource, &old, &new);
-        let kept = (!finished).then_some(&mut new);
-        let companions = allocate::companions(call, Some(&old), kept)?;
-        let charged = charges::charges(call, Some(&old), &new)?;
         if dry_run {
             return Ok(Reply {
                 code: StatusCode::OK,
@@ -419,20 +368,18 @@ pub(crate) async fn change(
                 warnings,
             });
         }
-        let operation = if finished {
+        let operation = if is_finished(resource, &old, &new) {
             Operation::Delete
         } else {
             Operation::Put(encode(call, &new)?)
         };
-        let mut writes = vec![Write {
+        let write = Write {
             resource: resource.storage,
             key: key.clone(),
             expect: Expect::Revision(current.revision()),
             operation,
-        }];
-        writes.extend(companions);
-        writes.extend(charged);
-        match call.server.store.commit(writes).await {
+        };
+        match call.server.store.commit(vec![write]).await {
             Ok(written) => {
                 return Ok(Reply {
                     code: StatusCode::OK,
@@ -487,7 +434,8 @@ fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Opt
         let why = format!("Precondition failed: UID in precondition: {given}, UID in object meta: {uid}");
         return Err(ApiError::conflict(resource, name, &why));
     }
-    if let Some(version) = given("resourceVersion")
+    // Zero says no more than nothing does.
+    if let Some(version) = given("resourceVersion").filter(|version| *version != "0")
         && old["metadata"]["resourceVersion"] != version
     {
         return Err(ApiError::stale(resource, name));
@@ -508,7 +456,11 @@ fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Opt
             finalized["spec"] = new["spec"].clone();
             new = finalized;
         }
-        Some(Subresource::Binding | Subresource::Eviction) => {}
+        Some(Subresource::EphemeralContainers) => {
+            new = pods::with_ephemeral_containers_of(call, old, &new)?;
+        }
+        Some(Subresource::Resize) => new = pods::with_resources_of(old, &new),
+        Some(Subresource::Binding) => {}
         _ if resource.has_status() => objects::copy(&mut new, old, "status"),
         _ => {}
     }
@@ -522,7 +474,6 @@ fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Opt
         schema.prune(&mut new);
         schema.default(&mut new);
     }
-    allocate::complete(&stored, &mut new, Some(old));
     admission::on_change(call, &mut new)?;
     if objects::same(old, &new) {
         return Ok(None);
@@ -538,11 +489,10 @@ fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Opt
         track(call, schema, Some(old), &mut new);
     }
     no_late_finalizers(&stored, old, &new)?;
-    validate(&stored, &new, Some(old))?;
-    if resource.storage == "persistentvolumeclaims" {
-        admission::limits::check(call, &new)?;
-    }
-    call.admits(&new, Some(old))?;
+    let subresource = resource.subresource(&call.path.subresource);
+    let before = pods::before_change(subresource, old, &new);
+    validate(&stored, &new, Some(&before))?;
+    call.admits(&new)?;
     Ok(Some(new))
 }
 
@@ -574,6 +524,23 @@ fn no_late_finalizers(resource: &Resource, old: &Value, new: &Value) -> Result<(
     Err(ApiError::invalid(resource, objects::name(old), &problems))
 }
 
+/// Definitions and their objects are replaced only by those who say what they have read.
+fn conditional(call: &Call, object: &Value) -> Result<(), ApiError> {
+    let resource = &call.resource;
+    let must = resource.custom().is_some() || resource.storage == crate::custom::DEFINITIONS;
+    let version = object["metadata"]["resourceVersion"].as_str();
+    if !must || version.is_some_and(|version| !matches!(version, "" | "0")) {
+        return Ok(());
+    }
+    let mut problems = Problems::default();
+    problems.0.push(Problem {
+        reason: Reason::Invalid,
+        field: "metadata.resourceVersion".to_owned(),
+        message: "Invalid value: 0x0: must be specified for an update".to_owned(),
+    });
+    Err(ApiError::invalid(resource, objects::name(object), &problems))
+}
+
 /// PUT.
 pub(crate) async fn replace(call: &Call, decoded: Decoded) -> Result<Reply, ApiError> {
     if decoded.value.is_null() {
@@ -581,6 +548,7 @@ pub(crate) async fn replace(call: &Call, decoded: Decoded) -> Result<Reply, ApiE
     }
     let mut warnings = Vec::new();
     let object = receive(call, decoded, &mut warnings)?;
+    conditional(call, &object)?;
     change(call, |_| {
         Ok(Change {
             object: object.clone(),
@@ -638,7 +606,6 @@ pub(crate) async fn apply(
         }
         let mut object = schema.apply(None, &request).map_err(failed)?;
         object["metadata"]["name"] = json!(call.path.name);
-        call.require(Verb::Create)?;
         match create_object(call, object, Some(&manager), warnings.clone()).await {
             Err(error) if error.reason == "AlreadyExists" => {}
             other => return other,

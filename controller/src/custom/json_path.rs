@@ -11,7 +11,7 @@ const MAX_FOUND: usize = 10_000;
 
 /// Why a path cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum PathError {
+pub enum PathError {
     /// It does not begin with a dot.
     #[error("must begin with .")]
     NoDot,
@@ -46,14 +46,14 @@ enum Compare {
 
 /// A path, read.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct JsonPath(Vec<Step>);
+pub struct JsonPath(Vec<Step>);
 
 impl JsonPath {
     /// Reads a path; braces around it may be left out.
     ///
     /// # Errors
     /// If it is not one.
-    pub(crate) fn parse(text: &str) -> Result<Self, PathError> {
+    pub fn parse(text: &str) -> Result<Self, PathError> {
         if text.len() > MAX_LENGTH {
             return Err(PathError::TooLong);
         }
@@ -81,7 +81,7 @@ impl JsonPath {
     }
 
     /// What is there, in the object's order.
-    pub(crate) fn find<'a>(&self, object: &'a Value) -> Vec<&'a Value> {
+    pub fn find<'a>(&self, object: &'a Value) -> Vec<&'a Value> {
         walk(&self.0, object)
     }
 }

@@ -173,7 +173,7 @@ mod tests {
 
         let mut taken = Taken::default();
         taken.add_definition(&first);
-        let second = definition("wd", "Wd", "x");
+        let second = definition("wd", "Other", "x");
         let status = decide(&second, &taken, NOW);
         let names = condition(&status, "NamesAccepted");
         assert_eq!(
@@ -183,7 +183,7 @@ mod tests {
         assert_eq!(names["message"], "\"wd\" is already in use");
         assert_eq!(condition(&status, "Established")["reason"], "NotAccepted");
         let status = decide(&definition("gears", "Widget", "g"), &taken, NOW);
-        assert_eq!(condition(&status, "NamesAccepted")["reason"], "KindConflict");
+        assert_eq!(condition(&status, "NamesAccepted")["reason"], "ListKindConflict");
 
         // One that is served keeps its names when it asks for others' names.
         let mut third = definition("gears", "Gear", "g");

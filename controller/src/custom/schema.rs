@@ -86,7 +86,7 @@ pub(crate) enum Merging<'a> {
 
 /// The schema of one value.
 #[derive(Debug, Default)]
-pub(crate) struct Schema {
+pub struct Schema {
     pub(super) value_type: Option<Type>,
     pub(super) nullable: bool,
     pub(super) int_or_string: bool,
@@ -107,7 +107,7 @@ pub(super) const MAX_DEPTH: usize = 120;
 
 impl Schema {
     /// Reads an OpenAPI v3 schema in the form definitions have it.
-    pub(crate) fn parse(value: &Value) -> Self {
+    pub fn parse(value: &Value) -> Self {
         Self::parse_at(value, 0)
     }
 
@@ -206,7 +206,7 @@ impl Schema {
     }
 
     /// The fields of an object that the schema does not have.
-    pub(crate) fn unknown_fields(&self, object: &Value) -> Vec<String> {
+    pub fn unknown_fields(&self, object: &Value) -> Vec<String> {
         let mut found = Vec::new();
         self.find_unknown(object, true, &mut String::new(), &mut found);
         found
@@ -248,7 +248,7 @@ impl Schema {
     }
 
     /// Takes out the fields that the schema does not have, and nulls where none may be.
-    pub(crate) fn prune(&self, object: &mut Value) {
+    pub fn prune(&self, object: &mut Value) {
         self.prune_value(object, true);
     }
 
@@ -284,7 +284,7 @@ impl Schema {
     }
 
     /// Fills in what is absent and has a default. Filling in twice is the same as once.
-    pub(crate) fn fill(&self, value: &mut Value) {
+    pub fn fill(&self, value: &mut Value) {
         match value {
             Value::Object(map) => {
                 for (name, schema) in &self.properties {

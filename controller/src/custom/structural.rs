@@ -15,7 +15,7 @@ const MAX_SELECTABLE: usize = 8;
 const COLUMN_TYPES: &[&str] = &["boolean", "date", "integer", "number", "string"];
 
 /// Checks a definition; on an update the state before is given.
-pub(crate) fn definition(object: &Value, old: Option<&Value>, problems: &mut Problems) {
+pub fn definition(object: &Value, old: Option<&Value>, problems: &mut Problems) {
     let spec = &object["spec"];
     if let Some(old) = old {
         immutable(object, Some(old), "spec.group", problems);
@@ -686,7 +686,7 @@ impl Walk<'_> {
         let wrapper = json!({"type": "object", "properties": {"default": schema}});
         let wrapper = Schema::parse(&wrapper);
         wrapper.prune(&mut pruned);
-        if pruned["default"] != *default && !own.is_embedded() {
+        if pruned["default"] != *default {
             self.invalid("default", default, "must not have unknown fields");
         }
         wrapper.fill(&mut pruned);

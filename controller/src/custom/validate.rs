@@ -84,7 +84,7 @@ impl Checks {
 const NO_FIELD: &str = "<nil>";
 
 /// Checks an object; on an update the state before is given.
-pub(crate) fn object(schema: &Schema, object: &Value, old: Option<&Value>, problems: &mut Problems) {
+pub fn object(schema: &Schema, object: &Value, old: Option<&Value>, problems: &mut Problems) {
     let mut walk = Walk {
         path: String::new(),
         problems,

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::Subresource::Status;
-use super::{Column, Conversion, NAME, Resource, number, printing, row, text, validation};
+use super::{Column, Conversion, NAME, Resource, printing, row, text};
 
 mod v1;
 
@@ -15,7 +15,6 @@ pub(super) static RESOURCES: &[Resource] = &[
         subresources: &[Status],
         columns: COLUMNS,
         cells,
-        validate: validation::autoscaler::autoscaler,
         ..row(
             "autoscaling",
             "v2",
@@ -47,20 +46,6 @@ pub(super) static RESOURCES: &[Resource] = &[
         )
     },
 ];
-
-/// What the subresource `scale` of other kinds is printed by; no resource of its own.
-pub(crate) static SCALE: Resource = Resource {
-    columns: &[NAME, number("Desired"), number("Available"), text("Age")],
-    cells: |scale, now| {
-        vec![
-            scale["metadata"]["name"].clone(),
-            printing::count(&scale["spec"]["replicas"]),
-            printing::count(&scale["status"]["replicas"]),
-            printing::age(scale, now),
-        ]
-    },
-    ..row("autoscaling", "v1", "Scale", ("", ""), "")
-};
 
 const COLUMNS: &[Column] = &[
     NAME,

@@ -6,12 +6,12 @@ mod quota;
 mod service;
 mod volume;
 
-pub(crate) use pod::qos_class;
 use serde_json::{Value, json};
 
-use crate::auth::service_account::{ACCOUNT_ANNOTATION, SECRET_TYPE};
-
-use super::Subresource::{Attach, Binding, Eviction, Exec, Finalize, Log, PortForward, Scale, Status, Token};
+use super::Subresource::{
+    Attach, Binding, EphemeralContainers, Eviction, Exec, Finalize, Log, PortForward, Proxy, Resize, Scale,
+    Status, Token,
+};
 use super::{
     Field, NAME, Problems, Resource, apps, events, field, flag, number, printing, question, row, text,
     validation, wide,
@@ -72,13 +72,18 @@ pub(super) static RESOURCES: &[Resource] = &[
             }
             namespace["status"] = json!({"phase": "Active"});
         },
-        name_problem: validation::label_problem,
+        validate: |namespace, _, problems| {
+            let name = &namespace["metadata"]["name"];
+            if let Some(problem) = validation::label_problem(name.as_str().unwrap_or_default()) {
+                problems.invalid("metadata.name", name, &problem);
+            }
+        },
         ..row("", "v1", "Namespace", ("namespaces", "namespace"), "namespaces")
     },
     Resource {
         short_names: &["no"],
         namespaced: false,
-        subresources: &[Status],
+        subresources: &[Proxy, Status],
         fields: &[flag("spec.unschedulable")],
         columns: &[
             NAME,
@@ -102,7 +107,18 @@ pub(super) static RESOURCES: &[Resource] = &[
         short_names: &["po"],
         categories: &["all"],
         generation: true,
-        subresources: &[Attach, Binding, Eviction, Exec, Log, PortForward, Status],
+        subresources: &[
+            Attach,
+            Binding,
+            EphemeralContainers,
+            Eviction,
+            Exec,
+            Log,
+            PortForward,
+            Proxy,
+            Resize,
+            Status,
+        ],
         fields: &[
             field("spec.nodeName"),
             field("spec.restartPolicy"),
@@ -142,7 +158,7 @@ pub(super) static RESOURCES: &[Resource] = &[
             vec![template["metadata"]["name"].clone(), names, images, labels]
         },
         validate: |template, _, problems| {
-            validation::pod_template(&template["template"], "template", problems);
+            validation::pod_spec(&template["template"]["spec"], "template.spec", problems);
         },
         ..row(
             "",
@@ -172,7 +188,24 @@ pub(super) static RESOURCES: &[Resource] = &[
                 controller["metadata"]["labels"] = labels;
             }
         },
-        validate: validation::workload::replication_controller,
+        validate: |controller, _, problems| {
+            let spec = &controller["spec"];
+            validation::non_negative(controller, "spec.replicas", problems);
+            let labels = &spec["template"]["metadata"]["labels"];
+            match spec["selector"]
+                .as_object()
+                .filter(|selector| !selector.is_empty())
+            {
+                None => problems.required("spec.selector", ""),
+                Some(selector) if !selector.iter().all(|(key, value)| labels[key] == *value) => {
+                    let detail = "`selector` does not match template `labels`";
+                    problems.invalid("spec.template.metadata.labels", labels, detail);
+                }
+                Some(_) => {}
+            }
+            validation::pod_spec(&spec["template"]["spec"], "spec.template.spec", problems);
+            apps::always(&spec["template"]["spec"], problems);
+        },
         ..row(
             "",
             "v1",
@@ -194,10 +227,6 @@ pub(super) static RESOURCES: &[Resource] = &[
             ]
         },
         validate: |secret, old, problems| {
-            let annotations = &secret["metadata"]["annotations"];
-            if secret["type"] == SECRET_TYPE && !annotations[ACCOUNT_ANNOTATION].is_string() {
-                problems.required(&format!("metadata.annotations[{ACCOUNT_ANNOTATION}]"), "");
-            }
             data_keys(secret, &["data"], problems);
             validation::immutable(secret, old, "type", problems);
             if let Some(old) = old.filter(|old| old["immutable"] == true)

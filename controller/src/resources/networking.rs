@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Subresource::Status;
-use super::{NAME, Resource, printing, row, text, validation};
+use super::{NAME, Resource, printing, row, text};
 
 pub(super) static RESOURCES: &[Resource] = &[
     Resource {
@@ -26,7 +26,6 @@ pub(super) static RESOURCES: &[Resource] = &[
                 printing::age(class, now),
             ]
         },
-        validate: validation::network::ingress_class,
         ..row(
             GROUP,
             "v1",
@@ -59,7 +58,6 @@ pub(super) static RESOURCES: &[Resource] = &[
                 printing::age(ingress, now),
             ]
         },
-        validate: validation::network::ingress,
         ..row(
             GROUP,
             "v1",
@@ -90,8 +88,6 @@ pub(super) static RESOURCES: &[Resource] = &[
                 printing::age(address, now),
             ]
         },
-        validate: validation::network::ip_address,
-        name_problem: validation::path_segment_problem,
         ..row(
             GROUP,
             "v1",
@@ -111,7 +107,6 @@ pub(super) static RESOURCES: &[Resource] = &[
                 printing::age(policy, now),
             ]
         },
-        validate: validation::network::policy,
         ..row(
             GROUP,
             "v1",
@@ -133,7 +128,6 @@ pub(super) static RESOURCES: &[Resource] = &[
                 printing::age(range, now),
             ]
         },
-        validate: validation::network::service_cidr,
         ..row(
             GROUP,
             "v1",

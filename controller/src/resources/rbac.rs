@@ -3,15 +3,13 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Column, NAME, Resource, printing, row, text, validation, wide};
+use super::{Column, NAME, Resource, printing, row, text, wide};
 
 pub(super) static RESOURCES: &[Resource] = &[
     Resource {
         namespaced: false,
         columns: BINDING_COLUMNS,
         cells: binding_cells,
-        name_problem: validation::path_segment_problem,
-        validate: validation::rbac::cluster_role_binding,
         ..row(
             GROUP,
             "v1",
@@ -22,8 +20,6 @@ pub(super) static RESOURCES: &[Resource] = &[
     },
     Resource {
         namespaced: false,
-        name_problem: validation::path_segment_problem,
-        validate: validation::rbac::cluster_role,
         ..row(
             GROUP,
             "v1",
@@ -35,8 +31,6 @@ pub(super) static RESOURCES: &[Resource] = &[
     Resource {
         columns: BINDING_COLUMNS,
         cells: binding_cells,
-        name_problem: validation::path_segment_problem,
-        validate: validation::rbac::role_binding,
         ..row(
             GROUP,
             "v1",
@@ -45,17 +39,13 @@ pub(super) static RESOURCES: &[Resource] = &[
             "rbac.authorization.k8s.io/rolebindings",
         )
     },
-    Resource {
-        name_problem: validation::path_segment_problem,
-        validate: validation::rbac::role,
-        ..row(
-            GROUP,
-            "v1",
-            "Role",
-            ("roles", "role"),
-            "rbac.authorization.k8s.io/roles",
-        )
-    },
+    row(
+        GROUP,
+        "v1",
+        "Role",
+        ("roles", "role"),
+        "rbac.authorization.k8s.io/roles",
+    ),
 ];
 
 const GROUP: &str = "rbac.authorization.k8s.io";

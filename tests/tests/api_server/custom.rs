@@ -13,7 +13,7 @@ use serde_json::{Value, json as value};
 use tokio::time::timeout;
 use weft_lab::wait::wait_for;
 
-use crate::server::{Server, json};
+use crate::server::{Server, json, send};
 
 const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 const WIDGETS: &str = "/apis/example.com/v1/namespaces/default/widgets";
@@ -71,7 +71,7 @@ async fn define(client: &Client) -> Result<()> {
     established(client).await
 }
 
-async fn get(client: &Client, path: &str) -> Result<Value> {
+async fn read(client: &Client, path: &str) -> Result<Value> {
     let (_, body) = json(client, "GET", path, &Value::Null).await?;
     Ok(body)
 }
@@ -80,7 +80,7 @@ async fn established(client: &Client) -> Result<()> {
     let path = format!("{DEFINITIONS}/widgets.example.com");
     timeout(Duration::from_secs(10), async {
         loop {
-            let found = get(client, &path).await?;
+            let found = read(client, &path).await?;
             let conditions = found["status"]["conditions"]
                 .as_array()
                 .cloned()
@@ -103,7 +103,7 @@ async fn a_definition_makes_a_resource_with_a_schema() -> Result<()> {
     let server = Server::api_only()?;
     let client = server.client().await?;
     define(&client).await?;
-    let found = get(&client, &format!("{DEFINITIONS}/widgets.example.com")).await?;
+    let found = read(&client, &format!("{DEFINITIONS}/widgets.example.com")).await?;
     assert_eq!(found["spec"]["names"]["singular"], "widget");
     assert_eq!(found["status"]["acceptedNames"]["listKind"], "WidgetList");
     assert_eq!(found["status"]["storedVersions"], value!(["v1"]));
@@ -163,7 +163,7 @@ async fn a_definition_makes_a_resource_with_a_schema() -> Result<()> {
         response.headers()["warning"],
         "299 - \"example.com/v1beta1 Widget is deprecated\""
     );
-    let other = get(&client, "/apis/example.com/v1beta1/namespaces/default/widgets").await?;
+    let other = read(&client, "/apis/example.com/v1beta1/namespaces/default/widgets").await?;
     assert_eq!(
         (&other["kind"], &other["items"][0]["apiVersion"]),
         (&value!("WidgetList"), &value!("example.com/v1beta1"))
@@ -515,7 +515,7 @@ async fn namespaces_and_owners_know_custom_resources() -> Result<()> {
         "/apis/example.com/v1/namespaces/other/widgets/x",
     ] {
         timeout(Duration::from_secs(40), async {
-            while get(&client, path).await?["code"] != 404 {
+            while read(&client, path).await?["code"] != 404 {
                 tokio::task::yield_now().await;
             }
             anyhow::Ok(())
@@ -546,5 +546,100 @@ fn a_restart_forgets_nothing() -> Result<()> {
             .ok()
     })?;
     assert_eq!(found, "widget.example.com/a\n");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_object_is_replaced_by_those_who_have_read_it() -> Result<()> {
+    let server = Server::api_only()?;
+    let client = server.client().await?;
+    define(&client).await?;
+    let path = format!("{WIDGETS}/a");
+    let (_, mut made) = json(&client, "POST", WIDGETS, &widget("a", value!({"colour": "red"}))).await?;
+    let (code, body) = json(&client, "PUT", &path, &widget("a", value!({"colour": "green"}))).await?;
+    assert_eq!(code, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(
+        body["message"],
+        "Widget.example.com \"a\" is invalid: metadata.resourceVersion: Invalid value: 0x0: must be specified for an update"
+    );
+    made["spec"]["colour"] = value!("green");
+    let (code, body) = json(&client, "PUT", &path, &made).await?;
+    assert_eq!(
+        (code, &body["spec"]["colour"]),
+        (StatusCode::OK, &value!("green"))
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn names_in_use_and_versions_that_were_stored_are_kept() -> Result<()> {
+    let server = Server::api_only()?;
+    let client = server.client().await?;
+    define(&client).await?;
+    let mut other = definition();
+    other["metadata"]["name"] = value!("gadgets.example.com");
+    other["spec"]["names"] = value!({"plural": "gadgets", "kind": "Widget"});
+    json(&client, "POST", DEFINITIONS, &other).await?;
+    let path = format!("{DEFINITIONS}/gadgets.example.com");
+    let refused = timeout(Duration::from_secs(10), async {
+        loop {
+            let found = read(&client, &path).await?;
+            let conditions = found["status"]["conditions"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
+            if let Some(names) = conditions.into_iter().find(|c| c["type"] == "NamesAccepted") {
+                return anyhow::Ok(names);
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .context("the names are not looked at")??;
+    assert_eq!(
+        (&refused["status"], &refused["message"]),
+        (&value!("False"), &value!("\"WidgetList\" is already in use"))
+    );
+    let (code, _) = json(&client, "GET", "/apis/example.com/v1/gadgets", &Value::Null).await?;
+    assert_eq!(code, StatusCode::NOT_FOUND);
+
+    // The other version becomes the stored one; objects are still read in both, and the first stays on record.
+    json(&client, "POST", WIDGETS, &widget("a", value!({"colour": "red"}))).await?;
+    let path = format!("{DEFINITIONS}/widgets.example.com");
+    let swap = value!([{"op": "replace", "path": "/spec/versions/0/storage", "value": false},
+        {"op": "replace", "path": "/spec/versions/1/storage", "value": true}]);
+    let (code, body) = send(
+        &client,
+        "PATCH",
+        &path,
+        "application/json-patch+json",
+        swap.to_string(),
+    )
+    .await?;
+    assert_eq!(code, StatusCode::OK, "{body}");
+    assert_eq!(body["status"]["storedVersions"], value!(["v1", "v1beta1"]));
+    for version in ["v1", "v1beta1"] {
+        let found = read(
+            &client,
+            &format!("/apis/example.com/{version}/namespaces/default/widgets/a"),
+        )
+        .await?;
+        assert_eq!(found["apiVersion"], format!("example.com/{version}"));
+    }
+    let gone = value!([{"op": "remove", "path": "/spec/versions/0"}]);
+    let (code, body) = send(
+        &client,
+        "PATCH",
+        &path,
+        "application/json-patch+json",
+        gone.to_string(),
+    )
+    .await?;
+    assert_eq!(code, StatusCode::UNPROCESSABLE_ENTITY);
+    let message = body["message"].as_str().unwrap_or_default();
+    assert!(
+        message.contains("v1 was previously a storage version"),
+        "{message}"
+    );
     Ok(())
 }

@@ -16,7 +16,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
-use weft_controller::pki::Authority;
 use weft_lab::wait::wait_for;
 
 /// A running `weft controller`; killed when dropped.
@@ -37,8 +36,7 @@ impl Server {
         Self::start(&[])
     }
 
-    /// With these flags.
-    pub(crate) fn start(flags: &[&str]) -> Result<Self> {
+    fn start(flags: &[&str]) -> Result<Self> {
         let directory = TempDir::with_prefix("weft-api-")?;
         let child = spawn(directory.path(), "127.0.0.1:0", flags)?;
         let mut server = Self {
@@ -58,11 +56,6 @@ impl Server {
         address.with_context(|| fs::read_to_string(self.path("log")).unwrap_or_default())
     }
 
-    /// Where it serves.
-    pub(crate) fn url(&self) -> String {
-        format!("https://{}", self.address)
-    }
-
     /// Kills it without warning and starts it again over the same data and port.
     pub(crate) fn crash_and_restart(&mut self, flags: &[&str]) -> Result<()> {
         self.child.kill()?;
@@ -77,7 +70,7 @@ impl Server {
         self.directory.path().join(name)
     }
 
-    pub(crate) fn kubeconfig(&self) -> PathBuf {
+    fn kubeconfig(&self) -> PathBuf {
         self.path("data/admin.kubeconfig")
     }
 
@@ -105,24 +98,6 @@ impl Server {
             .context("kubectl is not installed")
     }
 
-    /// Runs `kubectl` where the files are that were written, with more of an environment.
-    pub(crate) fn kubectl_at_home(
-        &self,
-        environment: &[(&str, &str)],
-        arguments: &[String],
-    ) -> Result<Output> {
-        Command::new("timeout")
-            .args(["60", "kubectl"])
-            .args(arguments)
-            .current_dir(self.directory.path())
-            .env("KUBECONFIG", self.kubeconfig())
-            .env("HOME", self.directory.path())
-            .envs(environment.iter().copied())
-            .stdin(Stdio::null())
-            .output()
-            .context("kubectl is not installed")
-    }
-
     /// Writes a file that `kubectl -f` can read.
     pub(crate) fn write(&self, name: &str, text: &str) -> Result<String> {
         let path = self.path(name);
@@ -132,10 +107,7 @@ impl Server {
 
     async fn config(&self) -> Result<Config> {
         let kubeconfig = Kubeconfig::read_from(self.kubeconfig())?;
-        let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        // Tests see each answer as it is.
-        config.default_retry = false;
-        Ok(config)
+        Ok(Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?)
     }
 
     /// A client with the administrator's credentials.
@@ -163,14 +135,6 @@ impl Server {
             ..kube::config::AuthInfo::default()
         };
         Ok(Client::try_from(config)?)
-    }
-
-    /// A client with a certificate of the cluster's authority, in a group or none.
-    pub(crate) async fn user(&self, name: &str, group: Option<&str>) -> Result<Client> {
-        let authority = Authority::open(&self.path("data/pki"))?;
-        let credentials = authority.client(name, group)?;
-        self.with_certificate(&credentials.certificate, &credentials.key)
-            .await
     }
 
     /// The `weft token create` command's answer.
@@ -225,22 +189,11 @@ pub(crate) async fn send(
     content_type: &str,
     body: impl Into<Vec<u8>>,
 ) -> Result<(StatusCode, Value)> {
-    send_with(client, method, path, &[("content-type", content_type)], body).await
-}
-
-/// The same with further headers.
-pub(crate) async fn send_with(
-    client: &Client,
-    method: &str,
-    path: &str,
-    headers: &[(&str, &str)],
-    body: impl Into<Vec<u8>>,
-) -> Result<(StatusCode, Value)> {
-    let mut request = Request::builder().method(method).uri(path);
-    for (name, value) in headers {
-        request = request.header(*name, *value);
-    }
-    let request = request.body(Body::from(body.into()))?;
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("content-type", content_type)
+        .body(Body::from(body.into()))?;
     let response = client.send(request).await?;
     let status = response.status();
     let bytes = response.into_body().collect_bytes().await?;

@@ -14,8 +14,7 @@ pub(super) fn prepare(pod: &mut Value) {
     spec["serviceAccount"] = spec["serviceAccountName"].clone();
 }
 
-/// The quality of service that a pod's requests and limits come to.
-pub(crate) fn qos_class(spec: &Value) -> &'static str {
+fn qos_class(spec: &Value) -> &'static str {
     let (mut any, mut guaranteed) = (false, true);
     for list in ["initContainers", "containers"] {
         for container in spec[list].as_array().into_iter().flatten() {

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::resources::Subresource::Status;
-use crate::resources::{NAME, Resource, printing, row, text, validation};
+use crate::resources::{NAME, Resource, printing, row, text};
 
 pub(super) const RESOURCE_QUOTA: Resource = Resource {
     short_names: &["quota"],
@@ -29,7 +29,6 @@ pub(super) const RESOURCE_QUOTA: Resource = Resource {
             printing::age(quota, now),
         ]
     },
-    validate: validation::quota::quota,
     ..row(
         "",
         "v1",
@@ -41,7 +40,6 @@ pub(super) const RESOURCE_QUOTA: Resource = Resource {
 
 pub(super) const LIMIT_RANGE: Resource = Resource {
     short_names: &["limits"],
-    validate: validation::quota::limit_range,
     ..row(
         "",
         "v1",
