@@ -15,7 +15,6 @@ pub mod install;
 pub mod ipam;
 pub mod ipam_check;
 pub mod join;
-pub mod local_path;
 pub mod mac;
 pub mod machine;
 pub mod node;

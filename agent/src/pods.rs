@@ -35,7 +35,6 @@ mod events;
 pub mod files;
 pub mod oci;
 mod probes;
-pub mod projected;
 pub mod quantity;
 pub mod sandbox;
 mod start;

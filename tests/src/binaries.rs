@@ -1,7 +1,7 @@
 //! Where the programs under test are.
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -13,15 +13,7 @@ use anyhow::{Context as _, Result, bail};
 /// # Errors
 /// If it has not been built.
 pub fn find(name: &str) -> Result<PathBuf> {
-    find_first_in(None, name)
-}
-
-/// The same, with a directory that is looked into before all others: that of another build.
-///
-/// # Errors
-/// As [`find`].
-pub fn find_first_in(first: Option<&Path>, name: &str) -> Result<PathBuf> {
-    let mut dirs: Vec<PathBuf> = first.map(PathBuf::from).into_iter().collect();
+    let mut dirs = Vec::new();
     if let Some(dir) = env::var_os("WEFT_BIN_DIR") {
         dirs.push(PathBuf::from(dir));
     }

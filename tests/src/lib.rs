@@ -14,6 +14,7 @@ pub mod client;
 pub mod cluster;
 pub mod demo;
 pub mod fabric;
+pub mod fuzz;
 pub mod image;
 pub mod lab;
 pub mod leaks;
