@@ -25,6 +25,9 @@ use serde_json::json;
 
 use crate::config::{ControlPlane, Join, Trust};
 
+use renew::Renewal;
+
+pub mod renew;
 mod trust;
 
 /// The signer that makes client certificates for nodes.
@@ -61,6 +64,9 @@ pub enum JoinError {
     /// The key or request cannot be made.
     #[error("no certificate request")]
     Certificate(#[from] rcgen::Error),
+    /// The credentials make no sense.
+    #[error("the new credentials are not usable: {0}")]
+    Malformed(String),
     /// The controller refused the certificate.
     #[error("the certificate was refused: {0}")]
     Refused(String),
@@ -80,32 +86,54 @@ pub fn credentials_path(state_dir: &Path) -> PathBuf {
     state_dir.join("kubeconfig")
 }
 
+/// The way to the API server.
+pub struct Connection {
+    /// A client with the node's credentials.
+    pub client: Client,
+    /// What keeps them valid; `None` if they are someone else's business.
+    pub renewal: Option<Renewal>,
+}
+
 /// Makes a client, with the node's credentials if it has any, else with new ones. One attempt.
 pub async fn connect(
     control_plane: &ControlPlane,
     node_name: &str,
     state_dir: &Path,
-) -> Result<Client, JoinError> {
+) -> Result<Connection, JoinError> {
     match control_plane {
         ControlPlane::Kubeconfig(path) => {
             let kubeconfig =
                 Kubeconfig::read_from(path).map_err(|error| JoinError::Kubeconfig(path.clone(), error))?;
-            client(path, kubeconfig).await
+            let client = client(path, kubeconfig).await?;
+            Ok(Connection {
+                client,
+                renewal: None,
+            })
         }
         ControlPlane::Join(join) => {
             let path = credentials_path(state_dir);
             if let Some(kubeconfig) = stored(&path)? {
-                let client = client(&path, with_server(kubeconfig, &join.server)).await?;
+                let kubeconfig = with_server(kubeconfig, &join.server);
+                let client = client(&path, kubeconfig.clone()).await?;
                 if is_accepted(&client).await? {
-                    return Ok(client);
+                    return Ok(renewed(node_name, path, kubeconfig, client));
                 }
                 tracing::warn!("the API server does not know the node's certificate, joining again");
             }
             let kubeconfig = bootstrap(join, node_name).await?;
             store(&path, &kubeconfig)?;
             tracing::info!(node = node_name, server = join.server, "joined the cluster");
-            client(&path, kubeconfig).await
+            let client = client(&path, kubeconfig.clone()).await?;
+            Ok(renewed(node_name, path, kubeconfig, client))
         }
+    }
+}
+
+fn renewed(node_name: &str, path: PathBuf, kubeconfig: Kubeconfig, first: Client) -> Connection {
+    let (client, renewal) = Renewal::new(node_name, path, kubeconfig, first);
+    Connection {
+        client,
+        renewal: Some(renewal),
     }
 }
 
@@ -181,6 +209,12 @@ async fn bootstrap(join: &Join, node_name: &str) -> Result<Kubeconfig, JoinError
     let joining = kubeconfig(&join.server, &ca_pem, &json!({ "token": token }));
     let client = client(Path::new("for joining"), joining).await?;
 
+    let user = request_certificate(client, node_name).await?;
+    Ok(kubeconfig(&join.server, &ca_pem, &user))
+}
+
+/// Gets a certificate for the node; it is returned as a kubeconfig's user.
+async fn request_certificate(client: Client, node_name: &str) -> Result<serde_json::Value, JoinError> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -192,14 +226,16 @@ async fn bootstrap(join: &Join, node_name: &str) -> Result<Kubeconfig, JoinError
         .push(DnType::CommonName, format!("system:node:{node_name}"));
     let request = params.serialize_request(&key)?.pem()?;
     let certificate = sign(client, node_name, request).await?;
-    Ok(kubeconfig(
-        &join.server,
-        &ca_pem,
-        &json!({
-            "client-certificate-data": BASE64.encode(certificate),
-            "client-key-data": BASE64.encode(key.serialize_pem()),
-        }),
-    ))
+    Ok(json!({
+        "client-certificate-data": BASE64.encode(certificate),
+        "client-key-data": BASE64.encode(key.serialize_pem()),
+    }))
+}
+
+/// The client certificate in a kubeconfig, as PEM.
+fn user_of(kubeconfig: &Kubeconfig) -> Option<Vec<u8>> {
+    let user = kubeconfig.auth_infos.first()?.auth_info.as_ref()?;
+    BASE64.decode(user.client_certificate_data.as_ref()?).ok()
 }
 
 async fn sign(client: Client, node_name: &str, request: String) -> Result<Vec<u8>, JoinError> {

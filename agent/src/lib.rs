@@ -15,6 +15,7 @@ pub mod install;
 pub mod ipam;
 pub mod ipam_check;
 pub mod join;
+pub mod local_path;
 pub mod mac;
 pub mod machine;
 pub mod node;

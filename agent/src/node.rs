@@ -75,6 +75,8 @@ pub struct NodeFacts {
     pub ips: Vec<IpAddr>,
     /// Labels besides the usual ones.
     pub labels: Vec<(String, String)>,
+    /// What others must know of it.
+    pub annotations: BTreeMap<String, String>,
     /// Most pods.
     pub max_pods: u32,
     /// What runs its pods.
@@ -186,6 +188,7 @@ impl Registration {
             let mut node = Node::default();
             node.metadata.name = Some(name.clone());
             node.metadata.labels = Some(self.labels());
+            node.metadata.annotations = Some(self.facts.annotations.clone());
             match self.nodes.create(&PostParams::default(), &node).await {
                 Ok(node) => node,
                 Err(kube::Error::Api(status)) if status.code == 409 => self.nodes.get(&name).await?,
@@ -200,13 +203,9 @@ impl Registration {
                 .map_or_else(Timestamp::now, |time| time.0);
             self.transition = Some((ready.status == "True", since));
         }
-        let labels = self.labels();
-        let has_labels = node
-            .metadata
-            .labels
-            .is_some_and(|found| labels.iter().all(|(key, value)| found.get(key) == Some(value)));
-        if !has_labels {
-            let patch = Patch::Merge(json!({ "metadata": { "labels": labels } }));
+        let (labels, annotations) = (self.labels(), &self.facts.annotations);
+        if !holds(node.metadata.labels, &labels) || !holds(node.metadata.annotations, annotations) {
+            let patch = Patch::Merge(json!({ "metadata": { "labels": labels, "annotations": annotations } }));
             self.nodes.patch(&name, &PatchParams::default(), &patch).await?;
         }
         Ok(())
@@ -300,6 +299,12 @@ impl Registration {
         };
         self.leases.create(&PostParams::default(), &lease).await.map(drop)
     }
+}
+
+/// Whether all that is wanted is there.
+fn holds(found: Option<BTreeMap<String, String>>, wanted: &BTreeMap<String, String>) -> bool {
+    let found = found.unwrap_or_default();
+    wanted.iter().all(|(key, value)| found.get(key) == Some(value))
 }
 
 fn ready_condition(node: &Node) -> Option<&k8s_openapi::api::core::v1::NodeCondition> {

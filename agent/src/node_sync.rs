@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     desired::{Cluster, NodeRecord},
+    local_path::Removals,
     node::{Condition, says},
 };
 
@@ -80,6 +81,8 @@ pub struct NodeSync {
     pub cluster: watch::Sender<Cluster>,
     /// What this node says of itself.
     pub condition: watch::Receiver<Condition>,
+    /// What the controller says of this node's volumes.
+    pub removals: watch::Sender<Removals>,
 }
 
 impl NodeSync {
@@ -127,9 +130,18 @@ impl NodeSync {
     }
 
     fn look_at(&self, node: &Node, wrong: &Notify) {
-        if node.metadata.name.as_deref() == Some(&self.node_name) && !says(node, &self.condition.borrow()) {
+        if node.metadata.name.as_deref() != Some(&self.node_name) {
+            return;
+        }
+        if !says(node, &self.condition.borrow()) {
             wrong.notify_one();
         }
+        let fresh = Removals::of(node);
+        self.removals.send_if_modified(|removals| {
+            let changed = *removals != fresh;
+            *removals = fresh;
+            changed
+        });
     }
 
     fn publish(&self, change: impl FnOnce(&mut Cluster)) {

@@ -35,6 +35,7 @@ mod events;
 pub mod files;
 pub mod oci;
 mod probes;
+pub mod projected;
 pub mod quantity;
 pub mod sandbox;
 mod start;

@@ -2,49 +2,67 @@
 //!
 //! A request is authenticated, counted, taken apart, authorised, and dispatched by verb. All errors leave as a `Status`.
 
+mod access;
+mod account;
 mod admission;
+mod allocate;
+pub mod audit;
+mod charges;
 pub mod continuation;
 mod definitions;
 mod delete;
 mod discovery;
+mod eviction;
 mod expiry;
 mod health;
+mod limits;
 pub mod negotiate;
 mod objects;
 mod options;
 mod patch;
 mod pods;
 mod read;
+mod repair;
 pub mod request;
 mod reviews;
 pub mod status;
 mod subresources;
 mod table;
+mod token_request;
 mod watch;
 mod write;
 
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
+use ipnetwork::IpNetwork;
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::allocate::DEFAULT_RANGE;
+use self::audit::{AuditLog, Trail};
+pub use self::limits::Limits;
+use self::limits::Seats;
 use self::negotiate::Form;
 use self::request::{Query, ResourcePath, Verb};
 use self::status::{ApiError, json_response};
 use self::write::{Outcome, Reply};
-use crate::auth::authorizer::{self, Attributes};
-use crate::auth::{self, ConnectionIdentity, Identity};
+use crate::auth::authorizer::{Authorizer, is_public};
+use crate::auth::service_account::keys::TokenKeys;
+use crate::auth::{self, Authenticator, Identity};
 use crate::custom::Registry;
+use crate::metrics;
 use crate::pki::Authority;
 use crate::resources::{self, ResourceRef, Subresource};
 use crate::store::{Object, Store};
@@ -52,43 +70,22 @@ use crate::store::{Object, Store};
 /// Bytes of warnings in one answer; clients refuse long headers.
 const MAX_WARNINGS: usize = 4096;
 
-/// Limits of the server.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Largest body.
-    pub body_bytes: usize,
-    /// Requests in flight, watches apart.
-    pub requests: usize,
-    /// Watches.
-    pub watches: usize,
-    /// How long a pod stays on a node that is lost, unless it says otherwise.
-    pub toleration_seconds: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            // As in Kubernetes.
-            body_bytes: 3 << 20,
-            requests: 600,
-            // Each costs a task and a socket; a node needs four.
-            watches: 16_384,
-            toleration_seconds: 300,
-        }
-    }
-}
-
 /// What requests share.
 pub struct Server {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) authority: Arc<Authority>,
     pub(crate) shutdown: CancellationToken,
-    pub(crate) watches: Arc<Semaphore>,
+    pub(crate) seats: Arc<Seats>,
+    pub(crate) audit: Option<AuditLog>,
     pub(crate) snapshots: read::Snapshots,
     pub(crate) counters: Counters,
     pub(crate) custom: Registry,
     pub(crate) limits: Limits,
-    requests: Arc<Semaphore>,
+    pub(crate) token_keys: Arc<TokenKeys>,
+    pub(crate) authorizer: Authorizer,
+    pub(crate) authenticator: Authenticator,
+    /// Ranges of Services' addresses, the default family first.
+    pub(crate) service_ranges: Vec<IpNetwork>,
     address: String,
 }
 
@@ -105,22 +102,35 @@ impl Server {
     pub fn new(
         store: Arc<dyn Store>,
         authority: Arc<Authority>,
+        token_keys: Arc<TokenKeys>,
+        audit: Option<AuditLog>,
         limits: Limits,
         address: String,
         shutdown: CancellationToken,
     ) -> Self {
         Self {
+            authorizer: Authorizer::new(Arc::clone(&store)),
+            authenticator: Authenticator::new(Arc::clone(&store), Arc::clone(&token_keys)),
+            token_keys,
             store,
             authority,
             shutdown,
-            watches: Arc::new(Semaphore::new(limits.watches)),
+            seats: Seats::new(limits),
+            audit,
             snapshots: read::Snapshots::default(),
             counters: Counters::default(),
             custom: Registry::default(),
             limits,
-            requests: Arc::new(Semaphore::new(limits.requests)),
+            service_ranges: Vec::new(),
             address,
         }
+    }
+
+    /// Sets the ranges of Services' addresses, at most one of each family, the default first.
+    #[must_use]
+    pub fn with_service_ranges(mut self, ranges: Vec<IpNetwork>) -> Self {
+        self.service_ranges = ranges;
+        self
     }
 
     /// What is served under a path.
@@ -159,30 +169,66 @@ pub async fn expire(server: Arc<Server>) {
     expiry::run(&server).await;
 }
 
-async fn handle(State(server): State<Arc<Server>>, request: Request<Body>) -> Response<Body> {
-    server.counters.requests.fetch_add(1, Ordering::Relaxed);
-    match answer(&server, request).await {
-        Ok(response) => response,
-        Err(error) => {
-            server.counters.failures.fetch_add(1, Ordering::Relaxed);
-            error.response()
-        }
-    }
+/// Mends the records of Services' addresses and node ports, until `shutdown`.
+pub async fn repair(server: Arc<Server>) {
+    repair::run(&server).await;
 }
 
-async fn answer(server: &Arc<Server>, request: Request<Body>) -> Result<Response<Body>, ApiError> {
+async fn handle(State(server): State<Arc<Server>>, request: Request<Body>) -> Response<Body> {
+    server.counters.requests.fetch_add(1, Ordering::Relaxed);
     let (parts, body) = request.into_parts();
     let now = Timestamp::now();
-    let identity = authenticate(server, &parts, now)?;
+    let mut trail = server.audit.as_ref().map(|_| Trail::of(&parts, now));
+    let answered = answer(&server, (parts, body), now, trail.as_mut()).await;
+    if let (Some(log), Some(trail)) = (&server.audit, trail) {
+        let (code, error) = match &answered {
+            Ok(response) => (response.status(), None),
+            Err(error) => (error.code(), Some(error)),
+        };
+        log.put(&trail.event(code, error, Timestamp::now()));
+    }
+    answered.unwrap_or_else(|error| {
+        server.counters.failures.fetch_add(1, Ordering::Relaxed);
+        if error.code == 429 {
+            server.counters.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        error.response()
+    })
+}
+
+async fn answer(
+    server: &Arc<Server>,
+    (parts, body): (Parts, Body),
+    now: Timestamp,
+    mut trail: Option<&mut Trail>,
+) -> Result<Response<Body>, ApiError> {
+    let asks = access::authenticate(server, &parts, now)?;
+    if let Some(trail) = &mut trail {
+        trail.user = asks.clone();
+    }
+    let identity = access::impersonate(server, &parts, asks)?;
     let path = parts.uri.path();
     let query = Query::parse(parts.uri.query().unwrap_or_default())?;
     let parsed = ResourcePath::parse(path).filter(|parsed| !parsed.plural.is_empty());
+    let verb = parsed
+        .as_ref()
+        .and_then(|parsed| Verb::of(&parts.method, parsed, &query));
+    if let Some(trail) = trail {
+        trail.note(&identity, verb, parsed.as_ref());
+    }
     let Some(parsed) = parsed else {
-        return non_resource(server, &identity, &parts, path);
+        // Health is nobody's quota.
+        let seat = if is_public(path) {
+            None
+        } else {
+            Some(server.seats.request(&identity).await?)
+        };
+        let response = non_resource(server, &identity, &parts, path);
+        drop(seat);
+        return response;
     };
-    let verb = Verb::of(&parts.method, &parsed, &query).ok_or_else(ApiError::method_not_allowed)?;
-    let identity = impersonate(&parts.headers, identity)?;
-    authorize(server, &identity, verb, &parsed)?;
+    let verb = verb.ok_or_else(ApiError::method_not_allowed)?;
+    access::authorize(server, &identity, &access::attributes(verb, &parsed, &query))?;
     let resource = server.resource(&parsed).await?;
     let objects_only = !resource.verbs.contains(&"list");
     let masters = identity.is_in(auth::MASTERS) && parts.extensions.get::<InProcess>().is_some();
@@ -200,7 +246,13 @@ async fn answer(server: &Arc<Server>, request: Request<Body>) -> Result<Response
     call.check_shape()?;
     options::check(&call)?;
     call.form = negotiate::form(&call.headers, objects_only)?;
-    // The control plane's own parts hear of others' writes through their watches.
+    // The control plane's own parts are not turned away: they are what gets the work done.
+    let seat = match (masters, verb) {
+        (true, _) => None,
+        (false, Verb::Watch) => Some(server.seats.watch(&call.identity)?),
+        (false, _) => Some(server.seats.request(&call.identity).await?),
+    };
+    // Nor do they wait: they hear of others' writes through their watches.
     if !masters && call.query.get("resourceVersion") != Some("0") {
         server.store.barrier().await?;
     }
@@ -211,20 +263,13 @@ async fn answer(server: &Arc<Server>, request: Request<Body>) -> Result<Response
         response
     };
     if verb == Verb::Watch {
-        return watch::watch(call).await.map(warned);
+        call.count(&Ok(Response::default()), Instant::now());
+        return watch::watch(call, seat).await.map(warned);
     }
-    // The control plane's own parts are not turned away: they are what gets the work done.
-    let permit = if masters {
-        None
-    } else {
-        let permit = Arc::clone(&server.requests).try_acquire_owned().map_err(|_| {
-            server.counters.refused.fetch_add(1, Ordering::Relaxed);
-            ApiError::too_many_requests("too many requests, please try again later", 1)
-        })?;
-        Some(permit)
-    };
+    let began = Instant::now();
     let response = dispatch(&call, body).await;
-    drop(permit);
+    drop(seat);
+    call.count(&response, began);
     response.map(warned)
 }
 
@@ -248,103 +293,11 @@ fn add_warnings(response: &mut Response<Body>, warnings: impl IntoIterator<Item 
 #[derive(Clone, Copy, Debug)]
 pub struct InProcess;
 
-fn authenticate(server: &Server, parts: &http::request::Parts, now: Timestamp) -> Result<Identity, ApiError> {
-    if let Some(ConnectionIdentity(identity)) = parts.extensions.get::<ConnectionIdentity>() {
-        return Ok(Identity::clone(identity));
-    }
-    let Some(header) = parts.headers.get(header::AUTHORIZATION) else {
-        return Ok(Identity::anonymous());
-    };
-    let token = header.to_str().ok().and_then(|value| {
-        let (scheme, token) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-    });
-    token
-        .and_then(|token| auth::authenticate_token(server.store.as_ref(), token, now))
-        .ok_or_else(ApiError::unauthorized)
-}
-
-/// Masters may act as someone else.
-fn impersonate(headers: &HeaderMap, identity: Identity) -> Result<Identity, ApiError> {
-    let Some(user) = headers
-        .get("impersonate-user")
-        .and_then(|value| value.to_str().ok())
-    else {
-        if headers.contains_key("impersonate-group") {
-            return Err(ApiError::bad_request(
-                "requested groups without impersonating a user",
-            ));
-        }
-        return Ok(identity);
-    };
-    if !identity.is_in(auth::MASTERS) {
-        let why = format!(
-            "users {user:?} is forbidden: User {:?} cannot impersonate resource \"users\" in API group \"\" at the cluster \
-             scope",
-            identity.user
-        );
-        return Err(ApiError::forbidden_path(why));
-    }
-    let groups = headers.get_all("impersonate-group").iter();
-    let groups = groups
-        .filter_map(|value| value.to_str().ok().map(str::to_owned))
-        .collect();
-    Ok(Identity::known(user, groups))
-}
-
-fn authorize(server: &Server, identity: &Identity, verb: Verb, path: &ResourcePath) -> Result<(), ApiError> {
-    let attributes = attributes(verb, path);
-    if authorizer::allows(server.store.as_ref(), identity, &attributes) {
-        return Ok(());
-    }
-    if *identity == Identity::anonymous() {
-        return Err(ApiError::unauthorized());
-    }
-    let mut what = path.plural.clone();
-    if !path.subresource.is_empty() {
-        what = format!("{what}/{}", path.subresource);
-    }
-    let place = if path.namespace.is_empty() {
-        "at the cluster scope".to_owned()
-    } else {
-        format!("in the namespace {:?}", path.namespace)
-    };
-    let qualified = if path.group.is_empty() {
-        path.plural.clone()
-    } else {
-        format!("{}.{}", path.plural, path.group)
-    };
-    let name = if path.name.is_empty() {
-        String::new()
-    } else {
-        format!(" {:?}", path.name)
-    };
-    let mut error = ApiError::forbidden_path(format!(
-        "{qualified}{name} is forbidden: User {:?} cannot {} resource {what:?} in API group {:?} {place}",
-        identity.user,
-        verb.name(),
-        path.group,
-    ));
-    error.details = json!({"name": path.name, "group": path.group, "kind": path.plural});
-    Err(error)
-}
-
-fn attributes(verb: Verb, path: &ResourcePath) -> Attributes<'_> {
-    Attributes {
-        verb,
-        group: &path.group,
-        resource: &path.plural,
-        subresource: &path.subresource,
-        namespace: &path.namespace,
-        name: &path.name,
-    }
-}
-
 /// Paths that are not a resource's: discovery, schemas, health.
 fn non_resource(
     server: &Server,
     identity: &Identity,
-    parts: &http::request::Parts,
+    parts: &Parts,
     path: &str,
 ) -> Result<Response<Body>, ApiError> {
     let path = if path.len() > 1 {
@@ -352,15 +305,7 @@ fn non_resource(
     } else {
         path
     };
-    if !authorizer::may_read_path(identity, path) {
-        if *identity == Identity::anonymous() {
-            return Err(ApiError::unauthorized());
-        }
-        return Err(ApiError::forbidden_path(format!(
-            "forbidden: User {:?} cannot get path {path:?}",
-            identity.user
-        )));
-    }
+    access::authorize_path(server, identity, &parts.method, path)?;
     if parts.method != Method::GET && parts.method != Method::HEAD {
         return Err(ApiError::method_not_allowed());
     }
@@ -386,7 +331,7 @@ async fn dispatch(call: &Call, body: Body) -> Result<Response<Body>, ApiError> {
     if !call.path.subresource.is_empty() && call.verb == Verb::Get {
         return subresources::get(call);
     }
-    let body = read_body(body, call.server.limits.body_bytes).await?;
+    let body = read_body(body, &call.server.limits).await?;
     if call.verb == Verb::Patch {
         let reply = if call.path.subresource == Subresource::Scale.name() {
             subresources::patch_scale(call, &body).await?
@@ -413,16 +358,39 @@ async fn dispatch(call: &Call, body: Body) -> Result<Response<Body>, ApiError> {
     Ok(call.reply(reply))
 }
 
-async fn read_body(body: Body, limit: usize) -> Result<Bytes, ApiError> {
-    match Limited::new(body, limit).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(ApiError::too_large(format!(
-            "Request entity too large: limit is {limit}"
+async fn read_body(body: Body, limits: &Limits) -> Result<Bytes, ApiError> {
+    match timeout(limits.body_timeout, collect(body, limits.body_bytes)).await {
+        Ok(Ok(Some(body))) => Ok(body),
+        Ok(Ok(None)) => Err(ApiError::too_large(format!(
+            "Request entity too large: limit is {}",
+            limits.body_bytes
         ))),
-        Err(error) => Err(ApiError::bad_request(format!(
+        Ok(Err(error)) => Err(ApiError::bad_request(format!(
             "the body could not be read: {error}"
         ))),
+        Err(_) => Err(ApiError::timeout(format!(
+            "the body of the request did not arrive within {} s",
+            limits.body_timeout.as_secs()
+        ))),
     }
+}
+
+/// The whole body; `None` if it is larger than `limit`. What is beyond is read all the same, within reason: a client that is
+/// still sending does not hear the answer.
+async fn collect(mut body: Body, limit: usize) -> Result<Option<Bytes>, axum::Error> {
+    const WITHIN_REASON: usize = 32 << 20;
+    let mut collected = BytesMut::new();
+    let mut size = 0;
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        size += data.len();
+        if size <= limit {
+            collected.extend_from_slice(&data);
+        } else if size > limit + WITHIN_REASON {
+            break;
+        }
+    }
+    Ok((size <= limit).then(|| collected.freeze()))
 }
 
 /// One request on a resource.
@@ -476,6 +444,25 @@ impl Call {
             Ok(())
         } else {
             Err(ApiError::method_not_allowed())
+        }
+    }
+
+    /// Counts an answer.
+    fn count(&self, answer: &Result<Response<Body>, ApiError>, began: Instant) {
+        let code = answer.as_ref().map_or_else(ApiError::code, Response::status);
+        let (verb, row) = (self.verb.name(), &*self.resource);
+        let labels = [
+            ("verb", verb),
+            ("group", row.group),
+            ("version", row.version),
+            ("resource", row.plural),
+            ("subresource", &self.path.subresource),
+            ("code", code.as_str()),
+        ];
+        metrics::REQUESTS.with(&labels).increment();
+        if self.verb != Verb::Watch {
+            let labels = [("verb", verb), ("group", row.group), ("resource", row.plural)];
+            metrics::REQUEST_SECONDS.with(&labels).observe(began.elapsed());
         }
     }
 
@@ -545,13 +532,6 @@ impl Call {
         };
         let name = self.query.get("fieldManager").or_else(agent).unwrap_or("unknown");
         name.chars().take(128).collect()
-    }
-
-    /// Refuses what the identity may not write into an object.
-    pub(crate) fn admits(&self, object: &Value) -> Result<(), ApiError> {
-        let attributes = attributes(self.verb, &self.path);
-        authorizer::admits(&self.identity, &attributes, object)
-            .map_err(|why| ApiError::forbidden(&self.resource, objects::name(object), &why))
     }
 
     /// An object in the form asked for.

@@ -1,39 +1,60 @@
 //! Who asks, and what they may do.
 
+mod authenticator;
 pub mod authorizer;
+pub(crate) mod bootstrap_token;
+mod follow;
+mod impersonation;
+mod node;
+pub mod rbac;
+pub mod service_account;
 pub mod signing;
-mod tokens;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-pub(crate) use tokens::authenticate as authenticate_token;
+pub(crate) use authenticator::Authenticator;
+pub(crate) use impersonation::{ImpersonationError, impersonate};
 
 /// Members may do everything.
 pub const MASTERS: &str = "system:masters";
 /// Everybody whose identity is known.
 pub const AUTHENTICATED: &str = "system:authenticated";
+/// Everybody else.
+pub const UNAUTHENTICATED: &str = "system:unauthenticated";
+/// The user without a name.
+pub const ANONYMOUS: &str = "system:anonymous";
 /// Nodes.
 pub const NODES: &str = "system:nodes";
 /// Machines that may ask to become nodes.
 pub const BOOTSTRAPPERS: &str = "system:bootstrappers";
+/// All service accounts; those of one namespace are in a group of this name with the namespace.
+pub const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
+/// What the name of a service account's user begins with.
+const SERVICE_ACCOUNT_USER: &str = "system:serviceaccount:";
 
 /// Somebody who makes requests.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
     /// The user's name.
     pub user: String,
+    /// What tells the user from another of the same name at another time; empty where nothing does.
+    pub uid: String,
     /// The user's groups.
     pub groups: Vec<String>,
+    /// What else is known of the user.
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
 impl Identity {
     /// Someone who has not said who they are.
     pub fn anonymous() -> Self {
         Self {
-            user: "system:anonymous".to_owned(),
-            groups: vec!["system:unauthenticated".to_owned()],
+            user: ANONYMOUS.to_owned(),
+            groups: vec![UNAUTHENTICATED.to_owned()],
+            ..Self::default()
         }
     }
 
@@ -48,6 +69,19 @@ impl Identity {
         Self {
             user: user.into(),
             groups,
+            ..Self::default()
+        }
+    }
+
+    /// A service account, as everybody with one of its tokens.
+    pub fn service_account(namespace: &str, name: &str, uid: &str) -> Self {
+        let groups = vec![
+            SERVICE_ACCOUNTS.to_owned(),
+            format!("{SERVICE_ACCOUNTS}:{namespace}"),
+        ];
+        Self {
+            uid: uid.to_owned(),
+            ..Self::known(format!("{SERVICE_ACCOUNT_USER}{namespace}:{name}"), groups)
         }
     }
 
@@ -74,6 +108,12 @@ impl Identity {
             .strip_prefix("system:node:")
             .filter(|_| self.is_in(NODES))
     }
+}
+
+/// Namespace and name of the service account that a user's name stands for.
+fn service_account_of(user: &str) -> Option<(&str, &str)> {
+    let (namespace, name) = user.strip_prefix(SERVICE_ACCOUNT_USER)?.split_once(':')?;
+    (!namespace.is_empty() && !name.is_empty()).then_some((namespace, name))
 }
 
 /// The identity that a connection's client certificate proved, for all its requests.

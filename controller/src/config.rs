@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::Args as ClapArgs;
 use ipnetwork::IpNetwork;
 
+use crate::api::Limits;
+use crate::api::audit::AuditConfig;
 use crate::controllers::ControllersConfig;
 use crate::store::etcd;
 
@@ -39,8 +41,13 @@ pub struct Args {
     /// Prefix length of a node's IPv6 pod CIDR.
     #[arg(long, default_value_t = 64)]
     pub node_cidr_mask_size_v6: u8,
-    /// Range of Services' addresses.
-    #[arg(long, value_delimiter = ',', default_value = "10.96.0.0/16")]
+    /// Ranges of Services' addresses, at most one of each family; the first one's family is the default.
+    #[arg(
+        long,
+        env = "WEFT_SERVICE_CIDR",
+        value_delimiter = ',',
+        default_value = "10.96.0.0/16"
+    )]
     pub service_cidr: Vec<IpNetwork>,
     /// How often nodes are judged.
     #[arg(long, value_parser = duration, default_value = "5s")]
@@ -70,6 +77,31 @@ pub struct Args {
     /// Its key, PEM.
     #[arg(long, requires = "etcd_certfile")]
     pub etcd_keyfile: Option<PathBuf>,
+    /// File of the keys that encrypt Secrets in the store, the newest first; made if it is not there. By default
+    /// pki/encryption.key in the data directory.
+    #[arg(long, env = "WEFT_ENCRYPTION_KEY_FILE")]
+    pub encryption_key_file: Option<PathBuf>,
+    /// Requests in flight, watches apart; more are answered with 429.
+    #[arg(long, default_value_t = Limits::default().requests)]
+    pub max_requests_inflight: usize,
+    /// Requests a second of one user in the long run.
+    #[arg(long, default_value_t = Limits::default().client_rate)]
+    pub client_qps: f64,
+    /// Requests of one user that may come at once.
+    #[arg(long, default_value_t = Limits::default().client_burst)]
+    pub client_burst: f64,
+    /// Watches of one user.
+    #[arg(long, default_value_t = Limits::default().client_watches)]
+    pub client_watches: usize,
+    /// File of the audit log: a line of JSON (audit.k8s.io/v1 Event) for each request.
+    #[arg(long, env = "WEFT_AUDIT_LOG")]
+    pub audit_log: Option<PathBuf>,
+    /// Size in MiB at which a new file of the audit log is begun.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    pub audit_log_max_size: u64,
+    /// How many older files of the audit log are kept.
+    #[arg(long, default_value_t = 10)]
+    pub audit_log_max_backups: u32,
     /// Serve the API alone, without controllers and scheduler.
     #[arg(long)]
     pub api_only: bool,
@@ -97,6 +129,14 @@ pub enum ConfigError {
         /// The second range.
         second: IpNetwork,
     },
+    /// A range of Services' addresses cannot be used.
+    #[error("--service-cidr {cidr} {why}")]
+    ServiceCidr {
+        /// The range.
+        cidr: IpNetwork,
+        /// What is wrong with it, and what would be right.
+        why: &'static str,
+    },
     /// The controllers refuse their settings.
     #[error(transparent)]
     Controllers(#[from] crate::controllers::ControllerError),
@@ -115,10 +155,18 @@ pub struct Config {
     pub names: Vec<String>,
     /// Further addresses for the server's certificate.
     pub addresses: Vec<IpAddr>,
+    /// Ranges of Services' addresses, at most one of each family, the default first.
+    pub service_cidrs: Vec<IpNetwork>,
     /// Settings of the controllers.
     pub controllers: ControllersConfig,
     /// The etcd cluster that keeps the objects, if it is not the file in the data directory.
     pub etcd: Option<etcd::Settings>,
+    /// How much the server takes on.
+    pub limits: Limits,
+    /// Where the audit log goes, if there is to be one.
+    pub audit: Option<AuditConfig>,
+    /// File of the keys that encrypt Secrets in the store.
+    pub encryption_key_file: PathBuf,
     /// Whether controllers and scheduler stay off.
     pub api_only: bool,
     /// File that gets the address served on.
@@ -149,6 +197,14 @@ impl Args {
             etcd_cafile,
             etcd_certfile,
             etcd_keyfile,
+            encryption_key_file,
+            max_requests_inflight,
+            client_qps,
+            client_burst,
+            client_watches,
+            audit_log,
+            audit_log_max_size,
+            audit_log_max_backups,
             api_only,
             ready_file,
         } = self;
@@ -162,6 +218,7 @@ impl Args {
                 });
             }
         }
+        check_service_cidrs(&service_cidr)?;
         let controllers = ControllersConfig {
             cluster_cidrs: cluster_cidr,
             node_cidr_mask_v4: node_cidr_mask_size,
@@ -176,11 +233,28 @@ impl Args {
         let (addresses, names): (Vec<_>, Vec<_>) =
             tls_san.into_iter().partition(|san| san.parse::<IpAddr>().is_ok());
         Ok(Config {
+            limits: Limits {
+                requests: max_requests_inflight,
+                workload_requests: (max_requests_inflight * 2).div_ceil(3),
+                client_requests: max_requests_inflight.div_ceil(3),
+                client_rate: client_qps.max(1.0),
+                client_burst: client_burst.max(1.0),
+                client_watches,
+                ..Limits::default()
+            },
+            audit: audit_log.map(|file| AuditConfig {
+                file,
+                max_bytes: audit_log_max_size << 20,
+                backups: audit_log_max_backups,
+            }),
+            encryption_key_file: encryption_key_file
+                .unwrap_or_else(|| data_dir.join("pki").join("encryption.key")),
             data_dir,
             listen,
             advertise_address: advertise_address.unwrap_or_else(|| reachable_address(listen.ip())),
             names,
             addresses: addresses.iter().filter_map(|san| san.parse().ok()).collect(),
+            service_cidrs: service_cidr,
             controllers,
             etcd: store.map(|EtcdAddresses(addresses)| etcd::Settings {
                 addresses,
@@ -207,6 +281,25 @@ fn reachable_address(listen: IpAddr) -> IpAddr {
         socket.local_addr().ok().map(|address| address.ip())
     };
     probe().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+fn check_service_cidrs(cidrs: &[IpNetwork]) -> Result<(), ConfigError> {
+    for (index, cidr) in cidrs.iter().enumerate() {
+        let why = if cidrs[..index]
+            .iter()
+            .any(|other| other.is_ipv4() == cidr.is_ipv4())
+        {
+            "is the second of its family: name at most one IPv4 and one IPv6 range"
+        } else if cidr.ip() != cidr.network() {
+            "is no network: its host part must be zero"
+        } else if cidr.prefix() > if cidr.is_ipv4() { 29 } else { 125 } {
+            "is too small: choose /29 or larger, /125 in IPv6"
+        } else {
+            continue;
+        };
+        return Err(ConfigError::ServiceCidr { cidr: *cidr, why });
+    }
+    Ok(())
 }
 
 fn overlap(a: IpNetwork, b: IpNetwork) -> bool {

@@ -4,14 +4,22 @@
 //! They speak to the API server through a [`kube::Client`] alone, so they run against any Kubernetes API server. Stores are
 //! shared: one copy of the pods serves all controllers.
 
+mod autoscaler;
 pub(crate) mod claim;
 pub mod config;
 pub mod context;
+pub mod cron_job;
+pub mod daemon_set;
+pub(crate) mod departures;
 pub mod deployment;
 pub(crate) mod discovery;
+pub mod disruption;
+pub(crate) mod endpoints;
 pub mod events;
 pub mod expectations;
 pub mod garbage;
+pub mod history;
+pub mod job;
 pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
@@ -19,12 +27,20 @@ pub mod pod;
 pub(crate) mod pod_control;
 pub mod pod_gc;
 pub mod replication;
+pub mod resource_quota;
+pub(crate) mod role_aggregation;
+pub(crate) mod scale;
 pub mod service_account;
+pub(crate) mod service_cidr;
 pub mod share;
+pub mod stateful_set;
 pub mod taint_eviction;
+pub(crate) mod token;
+pub mod ttl_after_finished;
+pub(crate) mod volumes;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kube::Client;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +50,7 @@ pub use config::ControllersConfig;
 pub(crate) use context::Context;
 
 use crate::informer::ObjectKey;
+use crate::metrics;
 use crate::queue::Queue;
 
 /// Why a reconcile could not finish; its key is tried again after a back-off.
@@ -97,6 +114,14 @@ pub(crate) fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409)
 }
 
+/// What the server said, in its own words: for people who read events and conditions.
+pub(crate) fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => chain(other),
+    }
+}
+
 /// What a reconcile wants next.
 pub(crate) type Outcome = Result<Option<Duration>, ControllerError>;
 
@@ -109,8 +134,25 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("node-lifecycle", node_lifecycle::start),
     ("taint-eviction", taint_eviction::start),
     ("service-account", service_account::start),
+    ("serviceaccount-token", token::start),
+    ("clusterrole-aggregation", role_aggregation::start),
     ("replication", replication::start),
     ("deployment", deployment::start),
+    ("daemonset", daemon_set::start),
+    ("statefulset", stateful_set::start),
+    ("job", job::start),
+    ("cronjob", cron_job::start),
+    ("ttl-after-finished", ttl_after_finished::start),
+    ("endpoints", endpoints::legacy::start),
+    ("endpoint-slice", endpoints::slices::start),
+    ("endpoint-slice-mirroring", endpoints::mirror::start),
+    ("service-cidr", service_cidr::start),
+    ("volume-binder", volumes::binder::start),
+    ("volume-protection", volumes::protection::start),
+    ("local-path", volumes::local_path::start),
+    ("resource-quota", resource_quota::start),
+    ("disruption", disruption::start),
+    ("horizontal-pod-autoscaler", autoscaler::start),
     ("pod-gc", pod_gc::start),
     ("garbage-collector", garbage::start),
     ("namespace", namespace::start),
@@ -151,6 +193,11 @@ pub(crate) fn spawn_workers<R, F>(
     R: Fn(ObjectKey) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Outcome> + Send,
 {
+    metrics::tell_depth(controller, queue.depth());
+    let figures = Arc::new((
+        metrics::WORK_SECONDS.with(&[("name", controller)]),
+        metrics::RETRIES.with(&[("name", controller)]),
+    ));
     let gate = CancellationToken::new();
     let opened = gate.clone();
     let stop = context.shutdown.clone();
@@ -161,7 +208,8 @@ pub(crate) fn spawn_workers<R, F>(
         }
     });
     for _ in 0..workers {
-        let (gate, queue, shutdown, reconcile) = (
+        let (figures, gate, queue, shutdown, reconcile) = (
+            Arc::clone(&figures),
             gate.clone(),
             queue.clone(),
             context.shutdown.clone(),
@@ -174,18 +222,25 @@ pub(crate) fn spawn_workers<R, F>(
             }
             while let Some(key) = queue.next(&shutdown).await {
                 let span = info_span!("reconcile", controller, %key);
-                work(&queue, key, &reconcile).instrument(span).await;
+                let began = Instant::now();
+                if !work(&queue, key, &reconcile).instrument(span).await {
+                    figures.1.increment();
+                }
+                figures.0.observe(began.elapsed());
             }
         });
     }
 }
 
-async fn work<R, F>(queue: &Queue<ObjectKey>, key: ObjectKey, reconcile: &R)
+/// Yields whether it was done.
+async fn work<R, F>(queue: &Queue<ObjectKey>, key: ObjectKey, reconcile: &R) -> bool
 where
     R: Fn(ObjectKey) -> F,
     F: Future<Output = Outcome>,
 {
-    match reconcile(key.clone()).await {
+    let outcome = reconcile(key.clone()).await;
+    let done = outcome.is_ok();
+    match outcome {
         Ok(again) => {
             queue.forget(&key);
             if let Some(delay) = again {
@@ -208,6 +263,7 @@ where
         }
     }
     queue.done(&key);
+    done
 }
 
 /// An error with its sources on one line.

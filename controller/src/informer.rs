@@ -4,6 +4,8 @@
 //! behind `Arc`s, with indexes, and tells its subscribers about changes. Subscribers put keys into queues and never
 //! keep the object: whoever works on a key reads the store again.
 
+mod lean;
+
 use std::collections::{HashMap, HashSet};
 use std::fmt::{self, Debug};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -16,6 +18,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+
+pub use lean::Lean;
 
 /// Namespace and name of an object; the namespace of a cluster-scoped one is empty.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -76,6 +80,8 @@ pub enum IndexKey {
     Orphan(Arc<str>),
     /// Pods bound to a node.
     Node(Arc<str>),
+    /// Pods that use a volume claim.
+    Claim(ObjectKey),
     /// Objects of a namespace that carry a label `key=value`; filled by kinds that are looked up so.
     Label(Arc<str>, Arc<str>),
 }
@@ -127,6 +133,7 @@ cached_as_is!(
     k8s_openapi::api::apps::v1::Deployment,
     k8s_openapi::api::apps::v1::ReplicaSet,
     k8s_openapi::api::apps::v1::StatefulSet,
+    k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler,
     k8s_openapi::api::batch::v1::CronJob,
     k8s_openapi::api::batch::v1::Job,
     k8s_openapi::api::coordination::v1::Lease,
@@ -134,11 +141,41 @@ cached_as_is!(
     k8s_openapi::api::core::v1::Endpoints,
     k8s_openapi::api::core::v1::Namespace,
     k8s_openapi::api::core::v1::Node,
+    k8s_openapi::api::core::v1::PersistentVolume,
+    k8s_openapi::api::core::v1::PersistentVolumeClaim,
     k8s_openapi::api::core::v1::ReplicationController,
+    k8s_openapi::api::core::v1::ResourceQuota,
+    k8s_openapi::api::core::v1::Secret,
     k8s_openapi::api::core::v1::Service,
     k8s_openapi::api::core::v1::ServiceAccount,
-    k8s_openapi::api::discovery::v1::EndpointSlice,
+    k8s_openapi::api::networking::v1::ServiceCIDR,
+    k8s_openapi::api::policy::v1::PodDisruptionBudget,
+    k8s_openapi::api::rbac::v1::ClusterRole,
+    k8s_openapi::api::storage::v1::StorageClass,
 );
+
+/// Label of a slice: the Service it belongs to.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+impl Cached for k8s_openapi::api::discovery::v1::EndpointSlice {
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    /// Slices are looked up by their Service, as `namespace/name`.
+    fn index_keys(&self) -> Vec<IndexKey> {
+        let mut keys = default_index_keys(&self.metadata);
+        let labels = self.metadata.labels.as_ref();
+        if let Some(service) = labels.and_then(|labels| labels.get(SERVICE_NAME)) {
+            let namespace = self.metadata.namespace.as_deref().unwrap_or_default();
+            keys.push(IndexKey::Label(
+                SERVICE_NAME.into(),
+                format!("{namespace}/{service}").into(),
+            ));
+        }
+        keys
+    }
+}
 
 /// A change of one object: `old` is `None` when it is new, `new` is `None` when it is gone.
 #[derive(Debug)]
@@ -317,7 +354,7 @@ impl<V: Cached> Store<V> {
     /// Lists and watches until `shutdown`. Broken watches are resumed, expired ones relisted, failures backed off.
     pub async fn follow<K>(
         &self,
-        api: Api<K>,
+        api: Api<Lean<K>>,
         config: watcher::Config,
         project: impl Fn(K) -> V,
         shutdown: CancellationToken,
@@ -334,7 +371,7 @@ impl<V: Cached> Store<V> {
             };
             match event {
                 Some(Ok(watcher::Event::Init)) => listed.clear(),
-                Some(Ok(watcher::Event::InitApply(object))) => {
+                Some(Ok(watcher::Event::InitApply(Lean(object)))) => {
                     let object = project(object);
                     listed.insert(ObjectKey::of(object.metadata()));
                     self.upsert(object);
@@ -353,8 +390,8 @@ impl<V: Cached> Store<V> {
                     listed = HashSet::new();
                     self.mark_synced();
                 }
-                Some(Ok(watcher::Event::Apply(object))) => self.upsert(project(object)),
-                Some(Ok(watcher::Event::Delete(object))) => self.remove(&ObjectKey::of(object.meta())),
+                Some(Ok(watcher::Event::Apply(Lean(object)))) => self.upsert(project(object)),
+                Some(Ok(watcher::Event::Delete(Lean(object)))) => self.remove(&ObjectKey::of(object.meta())),
                 Some(Err(watcher::Error::WatchFailed(error))) => debug!(%error, "watch broken, resuming"),
                 Some(Err(error)) => {
                     warn!(

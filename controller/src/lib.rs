@@ -4,16 +4,21 @@
 
 #![forbid(unsafe_code)]
 
+pub mod allocation;
 pub mod api;
 pub mod auth;
 pub mod config;
 pub mod controllers;
+pub mod cron;
 pub mod custom;
 pub mod informer;
 pub mod leader;
+mod master_service;
+pub mod metrics;
 pub mod pki;
 pub mod quantity;
 pub mod queue;
+pub mod quota;
 pub mod resources;
 pub mod scheduler;
 pub mod schema;
@@ -26,6 +31,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use ipnetwork::IpNetwork;
 use kube::Client;
 use kube::api::{Api, DynamicObject, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
@@ -36,9 +42,14 @@ use tracing::info;
 
 pub use config::{Args, Config};
 
+use crate::allocation::ranges::ServiceRange;
+use crate::api::audit::AuditLog;
+use crate::auth::rbac;
+use crate::auth::service_account::keys::TokenKeys;
 use crate::leader::Election;
 use crate::pki::{Authority, PkiError};
 use crate::server::{Listener, ServerError};
+use crate::store::sealing::{Sealer, SealingError};
 use crate::store::{Embedded, Etcd, Store, StoreError};
 
 /// Why the control plane cannot run.
@@ -59,6 +70,9 @@ pub enum RunError {
     /// The store cannot be opened.
     #[error("cannot open the store")]
     Store(#[from] StoreError),
+    /// Secrets cannot be encrypted.
+    #[error(transparent)]
+    Sealing(#[from] SealingError),
     /// The API cannot be served.
     #[error(transparent)]
     Server(#[from] ServerError),
@@ -86,9 +100,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     std::fs::create_dir_all(data_dir).map_err(failed(data_dir.clone()))?;
     let authority = Arc::new(Authority::open(&data_dir.join("pki"))?);
     let credentials = server_credentials(&config, &authority)?;
+    let sealer = Sealer::open(&config.encryption_key_file)?;
     let store: Arc<dyn Store> = match &config.etcd {
-        None => Arc::new(Embedded::open(&data_dir.join("store.redb"), resources::index)?),
-        Some(settings) => Arc::new(Etcd::open(settings, resources::index).await?),
+        None => {
+            let file = data_dir.join("store.redb");
+            Arc::new(Embedded::open_sealed(&file, resources::index, Some(sealer))?)
+        }
+        Some(settings) => Arc::new(Etcd::open_sealed(settings, resources::index, Some(sealer)).await?),
     };
 
     let listener = Listener::bind(config.listen, &authority, &credentials).await?;
@@ -97,20 +115,40 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     write_admin_kubeconfig(&config, &authority, port)?;
 
     let address = SocketAddr::new(config.advertise_address, port).to_string();
+    let token_keys = Arc::new(TokenKeys::open(&data_dir.join("pki"))?);
+    let audit = match config.audit.clone() {
+        None => None,
+        Some(settings) => {
+            let path = settings.file.clone();
+            Some(AuditLog::open(settings).map_err(failed(path))?)
+        }
+    };
     let server = api::Server::new(
         store,
         Arc::clone(&authority),
+        Arc::clone(&token_keys),
+        audit,
         api::Limits {
             toleration_seconds: config.controllers.pod_eviction_timeout.as_secs(),
-            ..api::Limits::default()
+            ..config.limits
         },
         address.clone(),
         shutdown.clone(),
     );
-    let server = Arc::new(server);
+    let server = Arc::new(server.with_service_ranges(config.service_cidrs.clone()));
     let router = api::router(Arc::clone(&server));
     let client = server::in_process_client(router.clone());
-    seed(&client)
+    let master = master_service::Settings {
+        address: SocketAddr::new(config.advertise_address, port),
+        ranges: config
+            .service_cidrs
+            .iter()
+            .copied()
+            .map(ServiceRange::new)
+            .collect(),
+        shared: config.etcd.is_some(),
+    };
+    seed(&client, &master)
         .await
         .map_err(|error| RunError::Seed(Box::new(error)))?;
 
@@ -125,13 +163,28 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
         api::define(own).await;
         Ok("definitions")
     });
+    let own = Arc::clone(&server);
+    parts.spawn(async move {
+        api::repair(own).await;
+        Ok("repair of Services' addresses")
+    });
+    let (own, stop) = (client.clone(), shutdown.clone());
+    parts.spawn(async move {
+        master_service::keep(own, master, stop).await;
+        Ok("Service kubernetes")
+    });
     parts.spawn(async move {
         api::expire(server).await;
         Ok("expiry")
     });
     if !config.api_only {
         let election = config.etcd.is_some().then(|| Election::new(address.clone()));
-        let control = control(config.controllers.clone(), client, &authority);
+        let settings = controllers::ControllersConfig {
+            root_ca_pem: authority.certificate().to_owned(),
+            token_keys: Some(token_keys),
+            ..config.controllers.clone()
+        };
+        let control = Control { client, settings };
         let stop = shutdown.clone();
         parts.spawn(async move { control.run(election, stop).await });
     }
@@ -159,14 +212,6 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
 struct Control {
     client: Client,
     settings: controllers::ControllersConfig,
-}
-
-fn control(settings: controllers::ControllersConfig, client: Client, authority: &Authority) -> Control {
-    let settings = controllers::ControllersConfig {
-        root_ca_pem: authority.certificate().to_owned(),
-        ..settings
-    };
-    Control { client, settings }
 }
 
 impl Control {
@@ -233,20 +278,24 @@ fn server_credentials(config: &Config, authority: &Authority) -> Result<pki::Cre
     if !config.listen.ip().is_unspecified() {
         addresses.push(config.listen.ip());
     }
+    // Pods reach the API at the first address of the Services' range.
+    let first = |cidr: &IpNetwork| ServiceRange::new(*cidr).first();
+    addresses.extend(config.service_cidrs.iter().map(first));
     addresses.sort_unstable();
     addresses.dedup();
     authority.server(&names, &addresses)
 }
 
 fn write_admin_kubeconfig(config: &Config, authority: &Authority, port: u16) -> Result<(), PkiError> {
-    let credentials = authority.client("kubernetes-admin", auth::MASTERS)?;
+    let credentials = authority.client("kubernetes-admin", Some(auth::MASTERS))?;
     let server = format!("https://{}", SocketAddr::new(config.advertise_address, port));
     let text = pki::kubeconfig(&server, authority.certificate(), "kubernetes-admin", &credentials);
     pki::write_private(&config.data_dir.join("admin.kubeconfig"), &text)
 }
 
-/// Makes the namespaces and priority classes every cluster has.
-async fn seed(client: &Client) -> Result<(), kube::Error> {
+/// Makes what every cluster has: namespaces, priority classes, the storage class of nodes' directories, and the Service that
+/// leads to the API.
+async fn seed(client: &Client, master: &master_service::Settings) -> Result<(), kube::Error> {
     let kind = GroupVersionKind::gvk("", "v1", "Namespace");
     let namespaces: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&kind));
     for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
@@ -263,10 +312,19 @@ async fn seed(client: &Client) -> Result<(), kube::Error> {
         create_unless_there(&classes, object).await?;
     }
     let kind = GroupVersionKind::gvk("", "v1", "ServiceAccount");
+    rbac::seed::ensure(client).await?;
     let accounts: Api<DynamicObject> =
         Api::namespaced_with(client.clone(), "default", &ApiResource::from_gvk(&kind));
     let object = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
-    create_unless_there(&accounts, object).await
+    create_unless_there(&accounts, object).await?;
+    let kind = GroupVersionKind::gvk("storage.k8s.io", "v1", "StorageClass");
+    let classes: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&kind));
+    create_unless_there(&classes, controllers::volumes::local_path::class()).await?;
+    match master_service::ensure(client, master).await {
+        // Another server of the same store does the same.
+        Err(error) if controllers::is_conflict(&error) => Ok(()),
+        other => other,
+    }
 }
 
 async fn create_unless_there(api: &Api<DynamicObject>, object: serde_json::Value) -> Result<(), kube::Error> {

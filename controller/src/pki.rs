@@ -41,6 +41,9 @@ pub enum PkiError {
     /// A certificate could not be made.
     #[error("cannot make a certificate")]
     Certificate(#[from] rcgen::Error),
+    /// The system has no random numbers.
+    #[error("no random numbers to be had")]
+    Random,
     /// A file does not hold what it should.
     #[error("{what} is not valid PEM")]
     Pem {
@@ -126,13 +129,13 @@ impl Authority {
         self.issue(params)
     }
 
-    /// A certificate for a client who is `user`, in one group.
+    /// A certificate for a client who is `user`, in one group or none.
     ///
     /// # Errors
     /// If it cannot be made.
-    pub fn client(&self, user: &str, group: &str) -> Result<Credentials, PkiError> {
+    pub fn client(&self, user: &str, group: Option<&str>) -> Result<Credentials, PkiError> {
         let mut params = CertificateParams::default();
-        params.distinguished_name = name(user, Some(group));
+        params.distinguished_name = name(user, group);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.issue(params)
     }

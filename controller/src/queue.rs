@@ -217,6 +217,22 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         }
     }
 
+    /// Asks how many keys wait, without keeping the queue alive.
+    pub(crate) fn depth(&self) -> impl Fn() -> Option<usize> + Send + use<K>
+    where
+        K: Send + 'static,
+    {
+        let shared = Arc::downgrade(&self.shared);
+        move || {
+            Some(
+                Queue {
+                    shared: shared.upgrade()?,
+                }
+                .with(|queue| queue.len()),
+            )
+        }
+    }
+
     fn with<R>(&self, act: impl FnOnce(&mut WorkQueue<K>) -> R) -> R {
         // The queue holds no invariant across a panic of a caller's closure that a poisoned lock would protect.
         act(&mut self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner))

@@ -32,6 +32,8 @@ use crate::custom::{CustomResource, ObjectSchema};
 use crate::schema::{self, KindSchema};
 use crate::store::{Meta, Object};
 
+pub(crate) use autoscaling::SCALE;
+pub(crate) use core::qos_class;
 pub(crate) use printing::since as cell_of_time;
 pub(crate) use scheduling::SYSTEM_PRIORITY_CLASSES;
 pub use validation::{Problem, Problems, Reason};
@@ -253,6 +255,8 @@ pub struct Resource {
     pub cells: fn(&Value, jiff::Timestamp) -> Vec<Value>,
     /// Fields that selectors may ask about besides name and namespace.
     pub fields: &'static [Field],
+    /// What is wrong with an object's name.
+    pub name_problem: fn(&str) -> Option<String>,
     /// What the server fills in on creation beyond the schema's defaults.
     pub prepare: fn(&mut Value),
     /// Checks an object; on an update the state before is given.
@@ -421,6 +425,7 @@ pub(crate) const fn row(
         columns: PLAIN_COLUMNS,
         cells: printing::name_and_creation,
         fields: &[],
+        name_problem: subdomain_problem,
         prepare: |_| {},
         validate: |_, _, _| {},
         generation: false,
@@ -602,15 +607,10 @@ impl Field {
 pub fn validate_metadata(resource: &Resource, object: &Value, old: Option<&Value>, problems: &mut Problems) {
     let name = &object["metadata"]["name"];
     let text = name.as_str().unwrap_or_default();
-    if old.is_none() {
-        let problem = if resource.group == "rbac.authorization.k8s.io" {
-            validation::path_segment_problem(text)
-        } else {
-            subdomain_problem(text)
-        };
-        if let Some(problem) = problem {
-            problems.invalid("metadata.name", name, &problem);
-        }
+    if old.is_none()
+        && let Some(problem) = (resource.name_problem)(text)
+    {
+        problems.invalid("metadata.name", name, &problem);
     }
     validation::metadata(&object["metadata"], problems);
 }

@@ -87,6 +87,7 @@ pub async fn run(
         recorder: Recorder::start(client.clone(), "default-scheduler", &tracker, shutdown.clone()),
         client,
         claims: watches.claims.clone(),
+        claims_changed: watches.claims_changed.clone(),
         name: config.name.clone(),
     };
     let mut owner = Owner::new(config, effects, messages, tracker.clone(), shutdown.clone());

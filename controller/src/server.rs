@@ -1,6 +1,8 @@
 //! The listener: TLS only, HTTP/1.1 and HTTP/2, client certificates asked for and not required. And the same server without
 //! a socket, for clients in the same process.
 
+mod stall;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,7 +24,9 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
+use self::stall::Patient;
 use crate::api::InProcess;
+use crate::api::audit::PeerAddress;
 use crate::auth::{ConnectionIdentity, Identity};
 use crate::pki::{Authority, Credentials, PkiError, certificate_der, key_der};
 
@@ -30,6 +34,8 @@ use crate::pki::{Authority, Credentials, PkiError, certificate_der, key_der};
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may take over the headers of a request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may leave what it is sent unread.
+const STALL_TIMEOUT: Duration = Duration::from_mins(1);
 /// Largest header block.
 const MAX_HEADERS: usize = 64 << 10;
 /// How long requests in flight may take to end when the server stops.
@@ -153,7 +159,12 @@ async fn connection(
     shutdown: CancellationToken,
 ) {
     let _ = stream.set_nodelay(true);
-    let stream = match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+    let stream = match timeout(
+        HANDSHAKE_TIMEOUT,
+        acceptor.accept(Patient::new(stream, STALL_TIMEOUT)),
+    )
+    .await
+    {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return debug!(%peer, %error, "handshake failed"),
         Err(_) => return debug!(%peer, "handshake took too long"),
@@ -164,6 +175,7 @@ async fn connection(
         .map(|identity| ConnectionIdentity(Arc::new(identity)));
     let service = router.map_request(move |request: Request<hyper::body::Incoming>| {
         let mut request = request.map(Body::new);
+        request.extensions_mut().insert(PeerAddress(peer));
         if let Some(identity) = &identity {
             request.extensions_mut().insert(identity.clone());
         }

@@ -7,6 +7,7 @@ pub mod etcd;
 mod history;
 mod memory;
 mod object;
+pub mod sealing;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 
 pub use embedded::Embedded;
 pub use etcd::Etcd;
-pub use history::{Event, Watch, WatchBatch};
+pub use history::{Aspect, Event, Interest, Watch, WatchBatch};
 pub use object::{Encoded, Meta, Object};
 
 /// The store's clock: every write gets the next one.

@@ -1,7 +1,7 @@
 //! What differs between IPv4 and IPv6, so that the hooks are written once.
 
 use weft_ebpf_common::{
-    Endpoint, GATEWAY_V4, NodeConfig, Peer, Reason, checksum, ecn,
+    Endpoint, GATEWAY_V4, NodeConfig, Peer, Reason, checksum,
     headers::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4, Ipv6, PROTOCOL_TCP},
 };
 
@@ -39,8 +39,8 @@ pub(crate) trait Family {
     fn foreign_source(ip: &Ip<Self::Address>) -> Reason;
     /// A reason not to let a packet to this destination into the node's stack.
     fn unroutable(destination: Self::Address) -> Option<Reason>;
-    /// Carries the outer header's congestion mark over to the inner header at an offset.
-    fn carry_ecn(packet: Packet, at: usize, outer: u8, inner: u8) -> Result<(), Reason>;
+    /// Rewrites the traffic class in the header at an offset.
+    fn set_traffic_class(packet: Packet, at: usize, class: u8) -> Result<(), Reason>;
 }
 
 pub(crate) enum V4 {}
@@ -128,13 +128,9 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn carry_ecn(packet: Packet, at: usize, outer: u8, inner: u8) -> Result<(), Reason> {
-        let class = ecn::decapsulate(outer, inner).ok_or(Reason::EcnViolation)?;
-        if class == inner {
-            return Ok(());
-        }
+    fn set_traffic_class(packet: Packet, at: usize, class: u8) -> Result<(), Reason> {
         let header: Ipv4 = packet.read(at).ok_or(Reason::RewriteFailed)?;
-        let from = u16::from_ne_bytes([header.version_ihl, inner]);
+        let from = u16::from_ne_bytes([header.version_ihl, header.tos]);
         let to = u16::from_ne_bytes([header.version_ihl, class]);
         packet.write(at, to)?;
         // The header sums up to the same, so a full checksum of the packet stays right.
@@ -218,11 +214,7 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn carry_ecn(packet: Packet, at: usize, outer: u8, inner: u8) -> Result<(), Reason> {
-        let class = ecn::decapsulate(outer, inner).ok_or(Reason::EcnViolation)?;
-        if class == inner {
-            return Ok(());
-        }
+    fn set_traffic_class(packet: Packet, at: usize, class: u8) -> Result<(), Reason> {
         let header: Ipv6 = packet.read(at).ok_or(Reason::RewriteFailed)?;
         let changed = u32::from_be(header.version_class_flow) & !(0xff << 20) | (u32::from(class) << 20);
         packet.amend(at, changed.to_be())

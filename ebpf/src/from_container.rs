@@ -2,7 +2,7 @@
 
 use weft_ebpf_common::{
     NodeConfig, Peer, Reason, config as flags,
-    headers::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6},
+    headers::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, MAX_LENGTH},
     peer::PEER_IS_NODE,
 };
 
@@ -13,9 +13,6 @@ use crate::{
     packet::{ETHERNET_LEN, Packet, Verdict},
     tunnel,
 };
-
-/// What the length field of an IPv4 header can hold.
-const MAX_LENGTH: u32 = 65_535;
 
 #[inline(always)]
 pub(crate) fn handle(packet: Packet) -> Result<Verdict, Reason> {

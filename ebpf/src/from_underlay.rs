@@ -2,9 +2,9 @@
 //! to the stack, which has the overlay device for tunnel packets that are not for a pod.
 
 use weft_ebpf_common::{
-    NodeConfig, Reason, config as flags,
+    NodeConfig, Reason, config as flags, ecn,
     headers::{
-        ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4_FRAGMENT, Ipv4, Ipv6, PROTOCOL_UDP, Udp,
+        ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4_FRAGMENT, Ipv4, Ipv6, MAX_LENGTH, PROTOCOL_UDP, Udp,
         VXLAN_VALID_VNI, Vxlan,
     },
 };
@@ -22,7 +22,8 @@ pub(crate) fn handle(packet: Packet) -> Result<Verdict, Reason> {
     let Ok(node) = config::node() else {
         return Ok(Verdict::not_ours(Reason::NotTunnel));
     };
-    if node.flags & flags::PROGRAM_DECAP == 0 {
+    // What is longer than UDP can say the overlay device does not get to see: the stack drops it.
+    if node.flags & flags::PROGRAM_DECAP == 0 && packet.length() <= MAX_LENGTH {
         return Ok(Verdict::not_ours(Reason::NotTunnel));
     }
     let v6 = node.flags & flags::UNDERLAY_V6 != 0;
@@ -133,8 +134,13 @@ fn deliver<F: Family>(packet: Packet, outer: &Outer, at: usize) -> Result<Verdic
     let Some(pod) = F::endpoint(ip.destination) else {
         return Ok(Verdict::not_ours(Reason::TunnelToStack));
     };
-    F::carry_ecn(packet, at, outer.class, ip.traffic_class)?;
-    tunnel::decapsulate::<F>(packet, at - ETHERNET_LEN)?;
+    let class = ecn::decapsulate(outer.class, ip.traffic_class).ok_or(Reason::EcnViolation)?;
+    if !tunnel::decapsulate::<F>(packet, at - ETHERNET_LEN) {
+        return Ok(Verdict::not_ours(Reason::TunnelToStack));
+    }
+    if class != ip.traffic_class {
+        F::set_traffic_class(packet, ETHERNET_LEN, class)?;
+    }
     packet.set_macs(&pod.macs)?;
     packet.write(ETHERNET_LEN - size_of_val(&F::ETHERTYPE), F::ETHERTYPE)?;
     Ok(packet.redirect_to_pod(pod.ifindex, Reason::Decapsulated))

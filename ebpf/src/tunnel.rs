@@ -192,21 +192,19 @@ fn write_inside(
 }
 
 /// Takes the tunnel header off. The outer link header stays, to be rewritten.
+///
+/// `false` if the kernel does not, and the packet is as it was: it refuses aggregates of anything but TCP and UDP.
 #[inline(always)]
-pub(crate) fn decapsulate<F: Family>(packet: Packet, header_len: usize) -> Result<(), Reason> {
+pub(crate) fn decapsulate<F: Family>(packet: Packet, header_len: usize) -> bool {
     let inner = if F::ETHERTYPE == V4::ETHERTYPE {
         BPF_F_ADJ_ROOM_DECAP_L3_IPV4
     } else {
         BPF_F_ADJ_ROOM_DECAP_L3_IPV6
     };
-    if packet.adjust_room(
+    packet.adjust_room(
         -(header_len as i32),
         u64::from(BPF_F_ADJ_ROOM_FIXED_GSO) | u64::from(inner),
-    ) {
-        Ok(())
-    } else {
-        Err(Reason::DecapFailed)
-    }
+    )
 }
 
 /// Where a packet came from, by the overlay device's account.
@@ -272,7 +270,7 @@ pub(crate) fn describe(packet: Packet, node: &NodeConfig, peer: &Peer, class: u8
     // SAFETY: `key` is on this stack and of the size given.
     match unsafe { bpf_skb_set_tunnel_key(packet.context(), &raw mut key, size, flags) } {
         0 => Ok(()),
-        _ => Err(Reason::EncapFailed),
+        _ => Err(Reason::RewriteFailed),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Where the programs under test are.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -13,7 +13,15 @@ use anyhow::{Context as _, Result, bail};
 /// # Errors
 /// If it has not been built.
 pub fn find(name: &str) -> Result<PathBuf> {
-    let mut dirs = Vec::new();
+    find_first_in(None, name)
+}
+
+/// The same, with a directory that is looked into before all others: that of another build.
+///
+/// # Errors
+/// As [`find`].
+pub fn find_first_in(first: Option<&Path>, name: &str) -> Result<PathBuf> {
+    let mut dirs: Vec<PathBuf> = first.map(PathBuf::from).into_iter().collect();
     if let Some(dir) = env::var_os("WEFT_BIN_DIR") {
         dirs.push(PathBuf::from(dir));
     }

@@ -37,6 +37,9 @@ const KINDS: &[(&str, &str, &str, &str, bool)] = &[
     ("ReplicationController", "", "v1", "replicationcontrollers", true),
     ("ReplicaSet", "apps", "v1", "replicasets", true),
     ("Deployment", "apps", "v1", "deployments", true),
+    ("StatefulSet", "apps", "v1", "statefulsets", true),
+    ("PersistentVolume", "", "v1", "persistentvolumes", false),
+    ("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims", true),
     ("Lease", "coordination.k8s.io", "v1", "leases", true),
     (
         "CertificateSigningRequest",

@@ -43,6 +43,8 @@ pub struct AgentOptions {
     pub encap: Encap,
     /// Whether the agent runs pods itself.
     pub runs_pods: bool,
+    /// Where to take the agent from, if not from this build.
+    pub bin_dir: Option<PathBuf>,
     /// More arguments.
     pub extra: Vec<String>,
 }
@@ -141,7 +143,8 @@ impl Node {
     /// If it cannot be started.
     pub fn start_agent(&mut self) -> Result<()> {
         let args = self.agent_args();
-        self.agent = Some(self.machine.spawn("agent", binaries::find("weft")?, &args)?);
+        let weft = binaries::find_first_in(self.options.bin_dir.as_deref(), "weft")?;
+        self.agent = Some(self.machine.spawn("agent", weft, &args)?);
         Ok(())
     }
 

@@ -36,7 +36,7 @@ fn a_pod_runs_its_containers_in_order_and_says_how_it_went() -> Result<()> {
                 {
                     "name": "main", "image": IMAGE, "imagePullPolicy": "Never",
                     "command": ["/bin/sh", "-c"],
-                    "args": ["cat /shared/steps; cat /words/greeting; echo; echo $(NAME) $(IP) $(GREETING); hostname; cat /etc/hosts; exit 0"],
+                    "args": ["cat /shared/steps; cat /words/greeting; echo; echo $(NAME) $(IP) $(GREETING); hostname; cat /etc/hosts; cd /var/run/secrets/kubernetes.io/serviceaccount; cat namespace; echo; cat ca.crt; cat token; echo; exit 0"],
                     "env": [
                         {"name": "NAME", "valueFrom": field("metadata.name")},
                         {"name": "IP", "valueFrom": field("status.podIP")},
@@ -70,12 +70,26 @@ fn a_pod_runs_its_containers_in_order_and_says_how_it_went() -> Result<()> {
         &format!("order {ip} hello"),
         "order",
         &format!("{ip}\torder"),
+        "default",
+        "-----BEGIN CERTIFICATE-----",
     ] {
         assert!(
             log.lines().any(|line| line.ends_with(text)),
             "{text:?} is not in {log}"
         );
     }
+    // The token that the container found is the pod's.
+    let token = log
+        .split_whitespace()
+        .find(|word| word.starts_with("eyJ"))
+        .with_context(|| format!("no token in {log}"))?;
+    let review = review(&cluster, token)?;
+    assert_eq!(
+        review["user"]["username"],
+        "system:serviceaccount:default:default"
+    );
+    let pod_name = &review["user"]["extra"]["authentication.kubernetes.io/pod-name"];
+    assert_eq!(pod_name, &json!(["order"]), "{review:#}");
     // A pod that is over keeps no network.
     wait_until("the netns to go", PATIENCE, || {
         ensure!(cluster.nodes[0].pod_netns()?.is_empty());
@@ -342,6 +356,24 @@ fn probes_decide_who_is_ready_and_who_is_restarted() -> Result<()> {
     )?;
     assert_eq!(container(&pod, "main")?["restartCount"], 0);
     delete_and_see_nothing_left(&cluster, &["probed"])
+}
+
+/// What the API server says of a token.
+fn review(cluster: &Cluster, token: &str) -> Result<Value> {
+    use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+
+    let question = TokenReview {
+        spec: TokenReviewSpec {
+            token: Some(token.to_owned()),
+            ..TokenReviewSpec::default()
+        },
+        ..TokenReview::default()
+    };
+    let answer = cluster.client.call(move |client| async move {
+        let api = kube::Api::<TokenReview>::all(client);
+        Ok(api.create(&kube::api::PostParams::default(), &question).await?)
+    })?;
+    Ok(serde_json::to_value(answer.status)?)
 }
 
 fn start(name: &str) -> Result<Cluster> {

@@ -46,7 +46,13 @@ const LAB: &[Need] = &[
 pub(crate) const DEMO: &[&[Need]] = &[LAB];
 
 /// What the suites need.
-pub(crate) const TEST: &[&[Need]] = &[LAB, RUNTIME];
+pub(crate) const TEST: &[&[Need]] = &[LAB, RUNTIME, PYTHON];
+
+/// The Python client, and what fetches it.
+const PYTHON: &[Need] = &[
+    need("python3", "python3", "the tests drive the API with its client"),
+    need("pip", "python3-pip", "the Python client is fetched with it"),
+];
 
 /// A real runtime that calls the plugin.
 const RUNTIME: &[Need] = &[
@@ -72,7 +78,7 @@ const PEERS: &[Need] = &[
 pub(crate) const BENCH: &[&[Need]] = &[LAB, PEERS];
 
 /// Everything that any command needs.
-pub(crate) const ALL: &[&[Need]] = &[LAB, RUNTIME, PEERS];
+pub(crate) const ALL: &[&[Need]] = &[LAB, RUNTIME, PYTHON, PEERS];
 
 /// Installs what is missing of `needs`.
 pub(crate) fn run(needs: &[&[Need]]) -> Result<()> {
@@ -139,6 +145,36 @@ pub(crate) fn unpack_etcd() -> Result<()> {
     let script = "dpkg-deb --extract etcd-server_*.deb . && mv usr/bin/etcd ../etcd";
     run_quietly(Command::new("sh").args(["-ec", script]).current_dir(&staging))?;
     std::fs::remove_dir_all(&staging).context("remove the package")
+}
+
+/// The version of the Python client that fits the API version served.
+const PYTHON_CLIENT: &str = "kubernetes==33.1.0";
+
+/// Puts the Python client that the tests run beside their programs, where nothing else finds it.
+pub(crate) fn unpack_python_client() -> Result<()> {
+    let directory = bin_dir("debug").join("python");
+    if directory.exists() {
+        return Ok(());
+    }
+    note(format!(
+        "unpacking the Python package {PYTHON_CLIENT} (the tests drive the API with it)"
+    ));
+    let staging = directory.with_extension("staging");
+    let _ = std::fs::remove_dir_all(&staging);
+    run_quietly(
+        Command::new("python3")
+            .args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--target",
+            ])
+            .arg(&staging)
+            .arg(PYTHON_CLIENT),
+    )?;
+    std::fs::rename(&staging, &directory).context("put the Python client in place")
 }
 
 fn is_there(need: &Need) -> bool {

@@ -60,6 +60,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     toolchain::run()?;
     setup::run(setup::TEST)?;
     setup::unpack_etcd()?;
+    setup::unpack_python_client()?;
     let mut tally = Tally::default();
     if !args.no_lint && args.filters.is_empty() {
         lint(&mut tally);

@@ -3,6 +3,8 @@
 //! The types here are what the agent speaks; how they lie in a BPF map is `weft_ebpf_common`'s business and stays
 //! behind [`Tables`].
 
+mod slots;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use aya::{
@@ -14,6 +16,7 @@ use weft_ebpf_common::{
     Address, Counter, Endpoint, NodeConfig, Peer, Reason, config, macs, mapped_v4, maps, peer,
 };
 
+use self::slots::Slots;
 use super::programs::DataplaneError;
 
 /// How packets get their tunnel header, or lose it.
@@ -199,6 +202,7 @@ pub(super) struct Tables {
     config: Array<MapData, NodeConfig>,
     endpoints_v4: HashMap<MapData, [u8; 4], Endpoint>,
     endpoints_v6: HashMap<MapData, [u8; 16], Endpoint>,
+    slots: Slots,
     peers_v4: LpmTrie<MapData, [u8; 4], Peer>,
     peers_v6: LpmTrie<MapData, [u8; 16], Peer>,
     cluster: LpmTrie<MapData, [u8; 16], u32>,
@@ -208,10 +212,14 @@ pub(super) struct Tables {
 impl Tables {
     /// Takes the maps out of a loaded object.
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DataplaneError> {
+        let endpoints_v4 = take(ebpf, maps::ENDPOINTS_V4)?;
+        let endpoints_v6 = take(ebpf, maps::ENDPOINTS_V6)?;
+        let slots = Slots::take(ebpf, all_endpoints(&endpoints_v4, &endpoints_v6)?)?;
         Ok(Self {
             config: take(ebpf, maps::CONFIG)?,
-            endpoints_v4: take(ebpf, maps::ENDPOINTS_V4)?,
-            endpoints_v6: take(ebpf, maps::ENDPOINTS_V6)?,
+            endpoints_v4,
+            endpoints_v6,
+            slots,
             peers_v4: take(ebpf, maps::PEERS_V4)?,
             peers_v6: take(ebpf, maps::PEERS_V6)?,
             cluster: take(ebpf, maps::CLUSTER)?,
@@ -261,14 +269,17 @@ impl Tables {
         ip: IpAddr,
         entry: &EndpointEntry,
     ) -> Result<(), DataplaneError> {
+        let endpoint = Endpoint::from(entry);
         match ip {
-            IpAddr::V4(ip) => self.endpoints_v4.insert(ip.octets(), Endpoint::from(entry), 0),
-            IpAddr::V6(ip) => self.endpoints_v6.insert(ip.octets(), Endpoint::from(entry), 0),
+            IpAddr::V4(ip) => self.endpoints_v4.insert(ip.octets(), endpoint, 0),
+            IpAddr::V6(ip) => self.endpoints_v6.insert(ip.octets(), endpoint, 0),
         }
-        .map_err(|e| DataplaneError::write("endpoint", ip, e))
+        .map_err(|e| DataplaneError::write("endpoint", ip, e))?;
+        self.slots.upsert(ip, endpoint)
     }
 
     pub(super) fn remove_endpoint(&mut self, ip: IpAddr) -> Result<bool, DataplaneError> {
+        self.slots.remove(ip)?;
         absent_is_fine(match ip {
             IpAddr::V4(ip) => self.endpoints_v4.remove(&ip.octets()),
             IpAddr::V6(ip) => self.endpoints_v6.remove(&ip.octets()),
@@ -277,17 +288,11 @@ impl Tables {
     }
 
     pub(super) fn endpoints(&self) -> Result<Vec<(IpAddr, EndpointEntry)>, DataplaneError> {
-        let v4 = self
-            .endpoints_v4
-            .iter()
-            .map(|r| r.map(|(k, v)| (IpAddr::from(k), v.into())));
-        let v6 = self
-            .endpoints_v6
-            .iter()
-            .map(|r| r.map(|(k, v)| (IpAddr::from(k), v.into())));
-        v4.chain(v6)
-            .collect::<Result<_, _>>()
-            .map_err(|e| DataplaneError::read("endpoints", e))
+        let all = all_endpoints(&self.endpoints_v4, &self.endpoints_v6)?;
+        Ok(all
+            .into_iter()
+            .map(|(ip, endpoint)| (ip, endpoint.into()))
+            .collect())
     }
 
     pub(super) fn upsert_peer(&mut self, cidr: IpNetwork, entry: &PeerEntry) -> Result<(), DataplaneError> {
@@ -357,6 +362,17 @@ impl Tables {
             .collect::<Result<_, MapError>>()
             .map_err(|e| DataplaneError::read(maps::METRICS, e))
     }
+}
+
+fn all_endpoints(
+    v4: &HashMap<MapData, [u8; 4], Endpoint>,
+    v6: &HashMap<MapData, [u8; 16], Endpoint>,
+) -> Result<Vec<(IpAddr, Endpoint)>, DataplaneError> {
+    let v4 = v4.iter().map(|r| r.map(|(k, v)| (IpAddr::from(k), v)));
+    let v6 = v6.iter().map(|r| r.map(|(k, v)| (IpAddr::from(k), v)));
+    v4.chain(v6)
+        .collect::<Result<_, _>>()
+        .map_err(|e| DataplaneError::read("endpoints", e))
 }
 
 fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>

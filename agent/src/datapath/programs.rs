@@ -24,7 +24,7 @@ use aya::{
     },
 };
 use ipnetwork::IpNetwork;
-use weft_ebpf_common::{Counter, Endpoint, NodeConfig, Peer, maps as names, reason};
+use weft_ebpf_common::{Counter, Endpoint, NodeConfig, Peer, SlotV4, SlotV6, maps as names, reason, slot};
 
 use super::maps::{EndpointEntry, Metric, NodeSettings, PeerEntry, Tables};
 
@@ -525,6 +525,8 @@ fn expected_layout(name: &str) -> Option<Layout> {
         names::CONFIG => (MapType::Array, 4, size_of::<NodeConfig>(), 1),
         names::ENDPOINTS_V4 => (MapType::Hash, 4, size_of::<Endpoint>(), names::MAX_ENDPOINTS),
         names::ENDPOINTS_V6 => (MapType::Hash, 16, size_of::<Endpoint>(), names::MAX_ENDPOINTS),
+        names::SLOTS_V4 => (MapType::Array, 4, size_of::<SlotV4>(), slot::SLOTS),
+        names::SLOTS_V6 => (MapType::Array, 4, size_of::<SlotV6>(), slot::SLOTS),
         names::PEERS_V4 => (
             MapType::LpmTrie,
             LPM_PREFIX + 4,

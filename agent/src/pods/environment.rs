@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, ObjectFieldSelector, Pod};
 
+use super::volumes::Claimed;
 use crate::image::RunConfig;
 
 /// The search path of images that do not set one.
@@ -55,13 +56,19 @@ pub enum EnvironmentError {
     NoCommand,
 }
 
-/// The content of config maps and secrets that a pod refers to, by kind and name.
+/// What a pod refers to, by kind and name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sources {
     /// Config maps; `None` for one that does not exist.
     pub config_maps: BTreeMap<String, Option<BTreeMap<String, Vec<u8>>>>,
     /// Secrets; `None` for one that does not exist.
     pub secrets: BTreeMap<String, Option<BTreeMap<String, Vec<u8>>>>,
+    /// Tokens of the pod's service account, by volume and path in it.
+    pub tokens: BTreeMap<(String, String), String>,
+    /// Whether the API could not be asked for what volumes are made of.
+    pub unreachable: bool,
+    /// What volume claims come to.
+    pub claims: BTreeMap<String, Claimed>,
 }
 
 /// What the downward API gives beside the pod's own object.
@@ -243,7 +250,7 @@ fn from_source(
     }
 }
 
-fn field_value(
+pub(super) fn field_value(
     pod: &Pod,
     variable: &str,
     field: &ObjectFieldSelector,

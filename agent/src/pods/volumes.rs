@@ -1,15 +1,16 @@
 //! Volumes of a pod: what each is on the node, and where containers find it. What is not offered is an error that says so.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Component, Path, PathBuf},
 };
 
-use k8s_openapi::api::core::v1::{Container, KeyToPath, Pod, Volume};
+use k8s_openapi::api::core::v1::{Container, KeyToPath, PersistentVolume, Pod, Volume};
 
-use super::{environment::Sources, oci::Bind};
+use super::{environment::Sources, oci::Bind, projected};
+use crate::local_path;
 
 /// The mode of files whose volume does not say.
 const DEFAULT_FILE_MODE: i32 = 0o644;
@@ -18,7 +19,10 @@ const DEFAULT_FILE_MODE: i32 = 0o644;
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
     /// A kind of volume that this runtime does not have.
-    #[error("volume {0}: this runtime offers emptyDir, hostPath, configMap and secret volumes only")]
+    #[error(
+        "volume {0}: this runtime offers emptyDir, hostPath, configMap, secret, downwardAPI, projected and \
+         persistentVolumeClaim volumes only"
+    )]
     NotOffered(String),
     /// A memory-backed directory.
     #[error("volume {0}: this runtime does not offer emptyDir with medium Memory")]
@@ -49,6 +53,24 @@ pub enum VolumeError {
         /// Its name.
         name: String,
     },
+    /// A claim has no volume yet.
+    #[error("volume {volume}: persistentvolumeclaim {claim:?} is not bound")]
+    Unbound {
+        /// The volume.
+        volume: String,
+        /// The claim.
+        claim: String,
+    },
+    /// A claim's volume is of a kind that this runtime does not have.
+    #[error(
+        "volume {volume}: this runtime offers persistent volumes of type local and hostPath; {persistent} is another"
+    )]
+    Persistent {
+        /// The volume.
+        volume: String,
+        /// The persistent volume.
+        persistent: String,
+    },
     /// A key that a volume asks for is not there.
     #[error("volume {volume}: {what} {name} has no key {key:?}")]
     NoKey {
@@ -60,6 +82,14 @@ pub enum VolumeError {
         name: String,
         /// The key.
         key: String,
+    },
+    /// A field of the pod that cannot be a file.
+    #[error("volume {volume}: field {field:?} is not offered by this runtime")]
+    Field {
+        /// The volume.
+        volume: String,
+        /// The field.
+        field: String,
     },
     /// A path that leads out of its volume.
     #[error("volume {volume}: {path:?} leads out of it")]
@@ -92,45 +122,132 @@ pub enum VolumeError {
     },
 }
 
-/// The names of config maps and secrets that a pod refers to, in volumes and variables.
-pub fn referred(pod: &Pod) -> (Vec<String>, Vec<String>) {
-    let (mut maps, mut secrets) = (Vec::new(), Vec::new());
+/// The names of objects that a pod refers to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Referred {
+    /// Config maps.
+    pub config_maps: BTreeSet<String>,
+    /// Secrets.
+    pub secrets: BTreeSet<String>,
+}
+
+/// What a pod's volumes are made of.
+pub fn referred_by_volumes(pod: &Pod) -> Referred {
+    let mut referred = Referred::default();
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    for volume in volumes {
+        let projected = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
+        for source in projected {
+            let map = source.config_map.iter().map(|map| map.name.clone());
+            referred.config_maps.extend(map);
+            let secret = source.secret.iter().map(|secret| secret.name.clone());
+            referred.secrets.extend(secret);
+        }
+        let map = volume.config_map.iter().map(|source| source.name.clone());
+        referred.config_maps.extend(map);
+        let secret = volume.secret.iter();
+        let secret = secret.filter_map(|source| source.secret_name.clone());
+        referred.secrets.extend(secret);
+    }
+    referred
+}
+
+/// What the variables of a pod's containers come from.
+pub fn referred_by_variables(pod: &Pod) -> Referred {
+    let mut referred = Referred::default();
     let Some(spec) = &pod.spec else {
-        return (maps, secrets);
+        return referred;
     };
-    for volume in spec.volumes.iter().flatten() {
-        maps.extend(volume.config_map.iter().map(|source| source.name.clone()));
-        secrets.extend(
-            volume
-                .secret
-                .iter()
-                .filter_map(|source| source.secret_name.clone()),
-        );
-    }
-    for container in spec
-        .containers
-        .iter()
-        .chain(spec.init_containers.iter().flatten())
-    {
+    let containers = spec.containers.iter();
+    for container in containers.chain(spec.init_containers.iter().flatten()) {
         for from in container.env_from.iter().flatten() {
-            maps.extend(from.config_map_ref.iter().map(|r| r.name.clone()));
-            secrets.extend(from.secret_ref.iter().map(|r| r.name.clone()));
+            let map = from.config_map_ref.iter().map(|r| r.name.clone());
+            referred.config_maps.extend(map);
+            let secret = from.secret_ref.iter().map(|r| r.name.clone());
+            referred.secrets.extend(secret);
         }
-        for source in container
-            .env
-            .iter()
-            .flatten()
-            .filter_map(|v| v.value_from.as_ref())
-        {
-            maps.extend(source.config_map_key_ref.iter().map(|r| r.name.clone()));
-            secrets.extend(source.secret_key_ref.iter().map(|r| r.name.clone()));
+        let sources = container.env.iter().flatten();
+        for source in sources.filter_map(|variable| variable.value_from.as_ref()) {
+            let map = source.config_map_key_ref.iter().map(|r| r.name.clone());
+            referred.config_maps.extend(map);
+            let secret = source.secret_key_ref.iter().map(|r| r.name.clone());
+            referred.secrets.extend(secret);
         }
     }
-    for names in [&mut maps, &mut secrets] {
-        names.sort();
-        names.dedup();
+    referred
+}
+
+/// Where a volume of a pod is, under the pod's directory.
+pub(super) fn directory_of(dir: &Path, volume: &str) -> PathBuf {
+    dir.join("volumes").join(volume)
+}
+
+/// The names of the claims behind a pod's volumes.
+pub fn claims(pod: &Pod) -> Vec<String> {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    volumes.filter_map(|volume| claim_of(pod, volume)).collect()
+}
+
+/// The claim behind a volume; one that is made for the pod alone has a name made of the pod's.
+fn claim_of(pod: &Pod, volume: &Volume) -> Option<String> {
+    let named = volume.persistent_volume_claim.as_ref();
+    named.map(|claim| claim.claim_name.clone()).or_else(|| {
+        let pod = pod.metadata.name.as_deref().unwrap_or_default();
+        volume
+            .ephemeral
+            .as_ref()
+            .map(|_| format!("{pod}-{}", volume.name))
+    })
+}
+
+/// What a claim comes to on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claimed {
+    /// There is no such claim.
+    Absent,
+    /// It has no volume yet.
+    Unbound,
+    /// A directory of the node.
+    Directory {
+        /// Where it is.
+        path: PathBuf,
+        /// Whether it is made here when it is first used.
+        made_here: bool,
+    },
+    /// Any path of the node, with what it must be.
+    HostPath {
+        /// Where it is.
+        path: PathBuf,
+        /// What it is.
+        kind: String,
+    },
+    /// This persistent volume is of another kind.
+    NotOffered(String),
+}
+
+impl Claimed {
+    /// What a bound volume is; `made_in` is where this node makes directories for volumes.
+    pub fn by(volume: &PersistentVolume, made_in: &Path) -> Self {
+        let name = volume.metadata.name.clone().unwrap_or_default();
+        let annotations = volume.metadata.annotations.as_ref();
+        let provisioned = annotations.and_then(|all| all.get("pv.kubernetes.io/provisioned-by"));
+        let Some(spec) = &volume.spec else {
+            return Self::NotOffered(name);
+        };
+        if let Some(local) = &spec.local {
+            let path = PathBuf::from(&local.path);
+            let ours = provisioned.is_some_and(|by| by == local_path::PROVISIONER);
+            let made_here = ours && path == made_in.join(&name);
+            return Self::Directory { path, made_here };
+        }
+        match &spec.host_path {
+            Some(host) => Self::HostPath {
+                path: PathBuf::from(&host.path),
+                kind: host.type_.clone().unwrap_or_default(),
+            },
+            None => Self::NotOffered(name),
+        }
     }
-    (maps, secrets)
 }
 
 /// Makes the volumes that a container mounts, and says where it finds them.
@@ -178,89 +295,181 @@ pub fn prepare(
 
 /// Where a volume is on the node, and whether nobody may write it.
 fn source(dir: &Path, pod: &Pod, volume: &Volume, sources: &Sources) -> Result<(PathBuf, bool), VolumeError> {
-    let own = dir.join("volumes").join(&volume.name);
+    let own = directory_of(dir, &volume.name);
     let name = volume.name.clone();
     if let Some(empty) = &volume.empty_dir {
         if !empty.medium.as_deref().unwrap_or_default().is_empty() {
             return Err(VolumeError::Memory(name));
         }
         directory(&name, &own, 0o777)?;
-        let fs_group = pod
-            .spec
-            .as_ref()
-            .and_then(|s| s.security_context.as_ref())
-            .and_then(|c| c.fs_group);
-        if let Some(gid) = fs_group.and_then(|gid| u32::try_from(gid).ok()) {
-            std::os::unix::fs::chown(&own, None, Some(gid))
-                .map_err(|source| make_error(&name, &own, source))?;
-        }
+        give_to_group(pod, &name, &own)?;
         return Ok((own, false));
+    }
+    if let Some(claim) = claim_of(pod, volume) {
+        let read_only = volume
+            .persistent_volume_claim
+            .as_ref()
+            .is_some_and(|claim| claim.read_only == Some(true));
+        let path = match fs::read_link(&own) {
+            // What an earlier container was given holds while the API cannot be asked.
+            Ok(path) if sources.unreachable => path,
+            _ => claimed(pod, &name, claim, sources)?,
+        };
+        remember(&name, &own, &path)?;
+        return Ok((path, read_only));
     }
     if let Some(host) = &volume.host_path {
         let path = PathBuf::from(&host.path);
         host_path(&name, &path, host.type_.as_deref().unwrap_or_default())?;
         return Ok((path, false));
     }
-    let (what, object, optional, items, mode, table) = if let Some(map) = &volume.config_map {
-        (
-            "config map",
-            map.name.clone(),
-            map.optional,
-            &map.items,
-            map.default_mode,
-            &sources.config_maps,
-        )
+    let made = own.is_dir();
+    directory(&name, &own, 0o755)?;
+    // What an earlier container was given is better than nothing while the API cannot be asked.
+    if made && sources.unreachable {
+        return Ok((own, true));
+    }
+    if let Some(map) = &volume.config_map {
+        let content = Content {
+            what: "config map",
+            object: &map.name,
+            optional: map.optional == Some(true),
+            items: map.items.as_deref(),
+            mode: map.default_mode,
+        };
+        content.write(&own, &name, &sources.config_maps)?;
     } else if let Some(secret) = &volume.secret {
-        (
-            "secret",
-            secret.secret_name.clone().unwrap_or_default(),
-            secret.optional,
-            &secret.items,
-            secret.default_mode,
-            &sources.secrets,
-        )
+        let content = Content {
+            what: "secret",
+            object: secret.secret_name.as_deref().unwrap_or_default(),
+            optional: secret.optional == Some(true),
+            items: secret.items.as_deref(),
+            mode: secret.default_mode,
+        };
+        content.write(&own, &name, &sources.secrets)?;
+    } else if let Some(projected) = &volume.projected {
+        projected::write(&own, pod, &name, projected, sources)?;
+    } else if let Some(downward) = &volume.downward_api {
+        let items = downward.items.iter().flatten();
+        projected::write_fields(&own, pod, &name, items, downward.default_mode)?;
     } else {
         return Err(VolumeError::NotOffered(name));
-    };
-    let optional = optional == Some(true);
-    let empty = BTreeMap::new();
-    let data = match table.get(&object).and_then(Option::as_ref) {
-        Some(data) => data,
-        None if optional => &empty,
-        None => {
-            return Err(VolumeError::NoObject {
-                volume: name,
-                what,
-                name: object,
-            });
-        }
-    };
-    directory(&name, &own, 0o755)?;
-    let all = || -> Vec<KeyToPath> {
-        data.keys()
-            .map(|key| KeyToPath {
-                key: key.clone(),
-                path: key.clone(),
-                mode: None,
-            })
-            .collect()
-    };
-    for item in items.clone().unwrap_or_else(all) {
-        let Some(bytes) = data.get(&item.key) else {
-            if optional {
-                continue;
-            }
-            return Err(VolumeError::NoKey {
-                volume: name,
-                what,
-                name: object,
-                key: item.key,
-            });
-        };
-        let mode = item.mode.or(mode).unwrap_or(DEFAULT_FILE_MODE);
-        file(&name, &own, &item.path, bytes, mode)?;
     }
     Ok((own, true))
+}
+
+/// Keys of an object as files.
+pub(super) struct Content<'a> {
+    /// `config map` or `secret`.
+    pub(super) what: &'static str,
+    /// The object's name.
+    pub(super) object: &'a str,
+    /// Whether it may be missing.
+    pub(super) optional: bool,
+    /// Which keys, and where; `None`: all.
+    pub(super) items: Option<&'a [KeyToPath]>,
+    /// The files' mode, unless a key says otherwise.
+    pub(super) mode: Option<i32>,
+}
+
+impl Content<'_> {
+    pub(super) fn write(
+        &self,
+        own: &Path,
+        volume: &str,
+        table: &BTreeMap<String, Option<BTreeMap<String, Vec<u8>>>>,
+    ) -> Result<(), VolumeError> {
+        let Some(data) = table.get(self.object).and_then(Option::as_ref) else {
+            if self.optional {
+                return Ok(());
+            }
+            return Err(VolumeError::NoObject {
+                volume: volume.to_owned(),
+                what: self.what,
+                name: self.object.to_owned(),
+            });
+        };
+        let Some(items) = self.items else {
+            for (key, bytes) in data {
+                file(volume, own, key, bytes, self.mode)?;
+            }
+            return Ok(());
+        };
+        for item in items {
+            match data.get(&item.key) {
+                Some(bytes) => file(volume, own, &item.path, bytes, item.mode.or(self.mode))?,
+                None if self.optional => {}
+                None => {
+                    return Err(VolumeError::NoKey {
+                        volume: volume.to_owned(),
+                        what: self.what,
+                        name: self.object.to_owned(),
+                        key: item.key.clone(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where a claim's volume is on the node.
+fn claimed(pod: &Pod, volume: &str, claim: String, sources: &Sources) -> Result<PathBuf, VolumeError> {
+    let volume_name = || volume.to_owned();
+    match sources.claims.get(&claim).unwrap_or(&Claimed::Absent) {
+        Claimed::Absent => Err(VolumeError::NoObject {
+            volume: volume_name(),
+            what: "persistentvolumeclaim",
+            name: claim,
+        }),
+        Claimed::Unbound => Err(VolumeError::Unbound {
+            volume: volume_name(),
+            claim,
+        }),
+        Claimed::NotOffered(persistent) => Err(VolumeError::Persistent {
+            volume: volume_name(),
+            persistent: persistent.clone(),
+        }),
+        Claimed::Directory { path, made_here } => {
+            if *made_here {
+                directory(volume, path, 0o777)?;
+            }
+            host_path(volume, path, "Directory")?;
+            give_to_group(pod, volume, path)?;
+            Ok(path.clone())
+        }
+        Claimed::HostPath { path, kind } => {
+            host_path(volume, path, kind)?;
+            Ok(path.clone())
+        }
+    }
+}
+
+/// Notes in the pod's directory where a volume is.
+fn remember(volume: &str, own: &Path, path: &Path) -> Result<(), VolumeError> {
+    if fs::read_link(own).is_ok_and(|known| known == path) {
+        return Ok(());
+    }
+    if let Some(parent) = own.parent() {
+        directory(volume, parent, 0o755)?;
+    }
+    match fs::remove_file(own) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(make_error(volume, own, error)),
+        Ok(()) | Err(_) => {}
+    }
+    std::os::unix::fs::symlink(path, own).map_err(|source| make_error(volume, own, source))
+}
+
+/// Gives a directory to the group that the pod's volumes belong to.
+fn give_to_group(pod: &Pod, volume: &str, path: &Path) -> Result<(), VolumeError> {
+    let context = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let group = context.and_then(|context| context.fs_group);
+    match group.and_then(|gid| u32::try_from(gid).ok()) {
+        None => Ok(()),
+        Some(gid) => {
+            std::os::unix::fs::chown(path, None, Some(gid)).map_err(|source| make_error(volume, path, source))
+        }
+    }
 }
 
 fn make_error(volume: &str, path: &Path, source: io::Error) -> VolumeError {
@@ -280,7 +489,13 @@ fn directory(volume: &str, path: &Path, mode: u32) -> Result<(), VolumeError> {
         .map_err(|source| make_error(volume, path, source))
 }
 
-fn file(volume: &str, root: &Path, name: &str, bytes: &[u8], mode: i32) -> Result<(), VolumeError> {
+pub(super) fn file(
+    volume: &str,
+    root: &Path,
+    name: &str,
+    bytes: &[u8],
+    mode: Option<i32>,
+) -> Result<(), VolumeError> {
     let inside = !name.is_empty()
         && Path::new(name)
             .components()
@@ -296,6 +511,7 @@ fn file(volume: &str, root: &Path, name: &str, bytes: &[u8], mode: i32) -> Resul
         directory(volume, parent, 0o755)?;
     }
     let scratch = root.join(".new");
+    let mode = mode.unwrap_or(DEFAULT_FILE_MODE);
     let mode = fs::Permissions::from_mode(u32::try_from(mode).unwrap_or(0o644) & 0o777);
     fs::write(&scratch, bytes)
         .and_then(|()| fs::set_permissions(&scratch, mode))
@@ -384,6 +600,53 @@ mod tests {
         let file = binds[0].source.join("a/b");
         assert_eq!(fs::read(&file).unwrap(), b"v");
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o400);
+    }
+
+    #[test]
+    fn a_claim_is_a_directory_of_the_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pvc-1");
+        let volume = |path: &Path, annotations: serde_json::Value| -> PersistentVolume {
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "pvc-1", "annotations": annotations}, "spec": {"local": {"path": path}},
+            }))
+            .unwrap()
+        };
+        let ours = serde_json::json!({"pv.kubernetes.io/provisioned-by": local_path::PROVISIONER});
+        let made = Claimed::by(&volume(&path, ours.clone()), dir.path());
+        let pod: Pod = serde_json::from_value(serde_json::json!({"metadata": {"name": "p"}, "spec": {"containers": [],
+            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c", "readOnly": true}}, {"name": "e", "ephemeral": {}}]}}))
+        .unwrap();
+        assert_eq!(claims(&pod), ["c", "p-e"]);
+        let found = |claimed: Claimed| {
+            let sources = Sources {
+                unreachable: claimed == Claimed::Absent,
+                claims: BTreeMap::from([("c".to_owned(), claimed)]),
+                ..Sources::default()
+            };
+            let volumes = pod.spec.as_ref().unwrap().volumes.as_ref().unwrap();
+            source(dir.path(), &pod, &volumes[0], &sources)
+        };
+        assert!(!path.exists());
+        assert_eq!(found(made).unwrap(), (path.clone(), true));
+        assert!(path.is_dir(), "made when it is first used");
+        assert_eq!(
+            found(Claimed::Absent).unwrap().0,
+            path,
+            "remembered while the API is away"
+        );
+        let elsewhere = dir.path().join("elsewhere");
+        for (claimed, text) in [
+            (
+                Claimed::by(&volume(&elsewhere, ours), dir.path()),
+                "is not a Directory",
+            ),
+            (Claimed::Unbound, "is not bound"),
+            (Claimed::NotOffered("nfs".to_owned()), "nfs is another"),
+        ] {
+            let error = found(claimed).unwrap_err().to_string();
+            assert!(error.contains(text), "{error}");
+        }
     }
 
     #[test]

@@ -23,14 +23,16 @@ use super::{
     environment::Sources,
     events::{Events, Kind},
     probes::{ProbeResult, Probers},
+    projected::{self, TokenKeeper},
     sandbox::{self, Sandbox, SandboxError, chain},
     state::{Decision, Ended, Finished, Plan, Record, Records, Stage, container_of, decide},
     status::{self, Facts},
-    volumes,
+    volumes::{self, Claimed},
 };
 use crate::{
     endpoint::Endpoints,
     image::Store,
+    local_path,
     shim::{
         ShimClient,
         protocol::{ContainerState, Phase, ShimStatus},
@@ -82,6 +84,7 @@ pub(super) struct Worker {
     shim_news: watch::Receiver<ShimNews>,
     shim_watcher: Option<JoinHandle<()>>,
     probe_results: mpsc::Receiver<ProbeResult>,
+    tokens: Option<TokenKeeper>,
     patched: Option<PodStatus>,
     taken_up_at: Timestamp,
     retry: Duration,
@@ -121,10 +124,26 @@ pub(super) enum StepError {
     Delete(#[source] kube::Error),
     #[error("reading what the pod refers to")]
     Refer(#[source] kube::Error),
+    #[error("getting a token for the pod's service account")]
+    Token(#[source] kube::Error),
     #[error("the API did not answer")]
     Late,
     #[error(transparent)]
     Shim(#[from] crate::shim::CallError),
+}
+
+impl StepError {
+    /// Whether the API said nothing, in contrast to having refused.
+    fn is_silence(&self) -> bool {
+        match self {
+            Self::Late => true,
+            Self::Refer(kube::Error::Api(status)) | Self::Token(kube::Error::Api(status)) => {
+                status.code >= 500
+            }
+            Self::Refer(_) | Self::Token(_) => true,
+            Self::Sandbox(_) | Self::Status(_) | Self::Delete(_) | Self::Shim(_) => false,
+        }
+    }
 }
 
 impl Worker {
@@ -141,6 +160,7 @@ impl Worker {
             shim_news: watch::channel(ShimNews::None).1,
             shim_watcher: None,
             probe_results,
+            tokens: None,
             patched: None,
             taken_up_at: Timestamp::now(),
             retry: RETRY.0,
@@ -295,6 +315,10 @@ impl Worker {
                 return self.finish(pod).await;
             }
             if start.is_empty() {
+                if self.tokens.is_none() {
+                    let client = self.context.client.clone();
+                    self.tokens = TokenKeeper::start(client, self.dir.clone(), Arc::clone(pod));
+                }
                 self.probe(&spec);
                 self.report(pod).await?;
                 return Ok(Next::Wait(wake));
@@ -463,6 +487,7 @@ impl Worker {
     }
 
     fn stop_watching(&mut self) {
+        self.tokens = None;
         self.probers.stop();
         if let Some(watcher) = self.shim_watcher.take() {
             watcher.abort();
@@ -568,15 +593,55 @@ impl Worker {
         }
     }
 
-    /// The objects that the pod refers to.
+    /// The objects that the pod refers to. Volumes that are made already do without the API if it does not answer.
     pub(super) async fn sources(&self, pod: &Pod) -> Result<Sources, StepError> {
+        let mut sources = Sources::default();
+        self.read(pod, volumes::referred_by_variables(pod), &mut sources)
+            .await?;
+        let volumes = async {
+            self.read(pod, volumes::referred_by_volumes(pod), &mut sources)
+                .await?;
+            for token in projected::tokens(pod) {
+                let text = match projected::kept(&self.dir, &token) {
+                    Some(text) => text,
+                    None => in_time(projected::fetch(&self.context.client, pod, &token))
+                        .await?
+                        .map_err(StepError::Token)?,
+                };
+                sources.tokens.insert((token.volume, token.path), text);
+            }
+            let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+            for name in volumes::claims(pod) {
+                let claimed = self.claimed(namespace, &name).await?;
+                sources.claims.insert(name, claimed);
+            }
+            Ok::<(), StepError>(())
+        };
+        match volumes.await {
+            Err(error) if error.is_silence() && self.dir.join("volumes").is_dir() => {
+                tracing::warn!(pod = %self.uid, error = %chain(&error), "volumes stay as they are");
+                sources.unreachable = true;
+            }
+            outcome => outcome?,
+        }
+        Ok(sources)
+    }
+
+    /// Reads objects of the pod's namespace that are not read yet.
+    async fn read(
+        &self,
+        pod: &Pod,
+        referred: volumes::Referred,
+        sources: &mut Sources,
+    ) -> Result<(), StepError> {
         use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 
-        let (maps, secrets) = volumes::referred(pod);
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-        let mut sources = Sources::default();
         let api: Api<ConfigMap> = Api::namespaced(self.context.client.clone(), namespace);
-        for name in maps {
+        for name in referred.config_maps {
+            if sources.config_maps.contains_key(&name) {
+                continue;
+            }
             let found = in_time(api.get_opt(&name)).await?.map_err(StepError::Refer)?;
             let data = found.map(|map| {
                 let text = map.data.unwrap_or_default().into_iter();
@@ -588,7 +653,10 @@ impl Worker {
             sources.config_maps.insert(name, data);
         }
         let api: Api<Secret> = Api::namespaced(self.context.client.clone(), namespace);
-        for name in secrets {
+        for name in referred.secrets {
+            if sources.secrets.contains_key(&name) {
+                continue;
+            }
             let found = in_time(api.get_opt(&name)).await?.map_err(StepError::Refer)?;
             let data = found.map(|secret| {
                 let data = secret.data.unwrap_or_default().into_iter();
@@ -596,7 +664,28 @@ impl Worker {
             });
             sources.secrets.insert(name, data);
         }
-        Ok(sources)
+        Ok(())
+    }
+
+    /// What a claim comes to.
+    async fn claimed(&self, namespace: &str, name: &str) -> Result<Claimed, StepError> {
+        use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.context.client.clone(), namespace);
+        let Some(claim) = in_time(claims.get_opt(name)).await?.map_err(StepError::Refer)? else {
+            return Ok(Claimed::Absent);
+        };
+        let phase = claim.status.and_then(|status| status.phase);
+        let volume = claim.spec.and_then(|spec| spec.volume_name).unwrap_or_default();
+        if phase.as_deref() != Some("Bound") || volume.is_empty() {
+            return Ok(Claimed::Unbound);
+        }
+        let volumes: Api<PersistentVolume> = Api::all(self.context.client.clone());
+        let found = in_time(volumes.get_opt(&volume))
+            .await?
+            .map_err(StepError::Refer)?;
+        let made_in = local_path::directory(&self.context.config.state_dir);
+        Ok(found.map_or(Claimed::Unbound, |volume| Claimed::by(&volume, &made_in)))
     }
 
     /// Tells the API the pod's status, if it is not what was told last.

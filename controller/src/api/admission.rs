@@ -6,22 +6,51 @@ use serde_json::{Value, json};
 
 mod priority;
 
+pub(super) mod limits;
+
 use super::status::ApiError;
-use super::{Call, objects};
+use super::{Call, account, objects};
 use crate::auth::signing;
-use crate::resources::{Resource, Subresource};
+use crate::controllers::volumes::{
+    DEFAULT_CLASS, FORMER_CLASS,
+    protection::{CLAIM_FINALIZER as CLAIM_PROTECTION, VOLUME_FINALIZER as VOLUME_PROTECTION},
+};
+use crate::resources::{self, Resource, Subresource};
 
 /// On creation, before validation.
-pub(super) fn on_create(call: &Call, object: &mut Value) -> Result<(), ApiError> {
+pub(super) async fn on_create(call: &Call, object: &mut Value) -> Result<(), ApiError> {
     if call.resource.storage == "certificates.k8s.io/certificatesigningrequests" {
         let spec = &mut object["spec"];
+        // Whatever the client says of itself.
+        if let Some(fields) = spec.as_object_mut() {
+            fields.remove("uid");
+            fields.remove("extra");
+        }
         spec["username"] = json!(call.identity.user);
         spec["groups"] = json!(call.identity.groups);
+        if !call.identity.uid.is_empty() {
+            spec["uid"] = json!(call.identity.uid);
+        }
+        if !call.identity.extra.is_empty() {
+            spec["extra"] = json!(call.identity.extra);
+        }
+        if let Some(why) = signing::refusal(object) {
+            return Err(ApiError::forbidden(&call.resource, objects::name(object), &why));
+        }
         let now = objects::timestamp(call.now);
-        signing::approve_and_sign(&call.server.authority, &call.identity, object, &now)
+        let (authority, authorizer) = (&call.server.authority, &call.server.authorizer);
+        signing::approve_and_sign(authority, authorizer, &call.identity, object, &now)
             .map_err(|error| ApiError::bad_request(format!("spec.request: {error}")))?;
     }
+    match call.resource.storage {
+        "persistentvolumeclaims" => claim(call, object),
+        "persistentvolumes" => finalize_by(object, VOLUME_PROTECTION),
+        _ => {}
+    }
     if call.resource.storage == "pods" {
+        account::assign(call, object).await?;
+        limits::fill(call, object);
+        object["status"]["qosClass"] = json!(resources::qos_class(&object["spec"]));
         let seconds = call.server.limits.toleration_seconds;
         for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
             tolerate(&mut object["spec"], key, seconds);
@@ -49,6 +78,45 @@ fn hold_back_if_gated(call: &Call, pod: &mut Value) {
             "lastProbeTime": null,
             "lastTransitionTime": objects::timestamp(call.now),
         }]);
+    }
+}
+
+/// A claim is kept while a pod uses it, and one that leaves its class to the cluster gets the default.
+fn claim(call: &Call, claim: &mut Value) {
+    finalize_by(claim, CLAIM_PROTECTION);
+    let former = &claim["metadata"]["annotations"][FORMER_CLASS];
+    if former.is_string() || claim["spec"]["storageClassName"].is_string() {
+        return;
+    }
+    let classes = call.server.store.list("storage.k8s.io/storageclasses", "").items;
+    let classes: Vec<_> = classes.iter().map(|class| class.value()).collect();
+    if let Some(class) = default_class(&classes) {
+        claim["spec"]["storageClassName"] = json!(class);
+    }
+}
+
+/// The default class: of several the newest, of those the first by name.
+fn default_class(classes: &[Value]) -> Option<&str> {
+    let name = |class: &'_ Value| class["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let marked = |class: &&Value| {
+        let annotations = &class["metadata"]["annotations"];
+        DEFAULT_CLASS.iter().any(|key| annotations[key] == "true")
+    };
+    classes
+        .iter()
+        .filter(marked)
+        .max_by(|a, b| {
+            let time = |class: &Value| class["metadata"]["creationTimestamp"].to_string();
+            (time(a), name(b)).cmp(&(time(b), name(a)))
+        })
+        .and_then(|class| class["metadata"]["name"].as_str())
+}
+
+fn finalize_by(object: &mut Value, finalizer: &str) {
+    match object["metadata"]["finalizers"].as_array_mut() {
+        Some(list) if list.iter().any(|found| found == finalizer) => {}
+        Some(list) => list.push(json!(finalizer)),
+        None => object["metadata"]["finalizers"] = json!([finalizer]),
     }
 }
 
@@ -84,7 +152,9 @@ pub(super) fn on_change(call: &Call, object: &mut Value) -> Result<(), ApiError>
         priority::only_default(call, object)?;
     }
     if call.resource.subresource(&call.path.subresource) == Some(Subresource::Approval) {
-        signing::sign_approved(&call.server.authority, object)
+        signing::may_approve(&call.server.authorizer, &call.identity, object)
+            .map_err(|why| ApiError::forbidden(&call.resource, objects::name(object), &why))?;
+        signing::sign_approved(&call.server.authority, object, &objects::timestamp(call.now))
             .map_err(|error| ApiError::bad_request(format!("spec.request: {error}")))?;
     }
     Ok(())

@@ -11,7 +11,7 @@ use super::negotiate::Decoded;
 use super::read::Filter;
 use super::status::{ApiError, success};
 use super::write::{Outcome, Reply};
-use super::{Call, definitions, objects};
+use super::{Call, allocate, definitions, objects};
 use crate::resources::Resource;
 use crate::store::{Encoded, Expect, Object, Operation, StoreError, Write};
 
@@ -33,6 +33,11 @@ pub(crate) struct Options {
 }
 
 impl Options {
+    /// Whether nothing is to be deleted.
+    pub(crate) fn dry_run(&self) -> bool {
+        self.dry_run
+    }
+
     /// Reads DeleteOptions from the body, else from the query.
     pub(crate) fn of(call: &Call, decoded: &Decoded) -> Result<Self, ApiError> {
         let body = &decoded.value;
@@ -116,6 +121,7 @@ async fn delete_key(call: &Call, key: &str, name: &str, options: &Options) -> Re
             .ok_or_else(|| ApiError::not_found(resource, name))?;
         let value = current.value();
         preconditions(resource, name, &value, options)?;
+        call.admits(&value, Some(&value))?;
         let step = step(resource, name, &value, options, call.now)?;
         let operation = match &step {
             Step::Nothing => {
@@ -131,13 +137,16 @@ async fn delete_key(call: &Call, key: &str, name: &str, options: &Options) -> Re
         if options.dry_run {
             return Ok(answer(resource, step, &current, &value));
         }
-        let write = Write {
+        let mut writes = vec![Write {
             resource: resource.storage,
             key: key.to_owned(),
             expect: Expect::Revision(current.revision()),
             operation,
-        };
-        match call.server.store.commit(vec![write]).await {
+        }];
+        if matches!(step, Step::Remove) {
+            writes.extend(allocate::companions(call, Some(&value), None)?);
+        }
+        match call.server.store.commit(writes).await {
             Ok(written) => {
                 let last = written.into_iter().next().unwrap_or(current);
                 return Ok(answer(resource, step, &last, &value));

@@ -1,4 +1,4 @@
-//! What is kept for a time only: Events, and certificate requests that were answered or forgotten.
+//! What is kept for a time only: Events, certificate requests that were answered or forgotten, and bootstrap tokens.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::Server;
+use crate::auth::bootstrap_token;
 use crate::store::{Expect, Operation, Write};
 
 /// How often to look.
@@ -14,12 +15,33 @@ const INTERVAL: Duration = Duration::from_mins(1);
 /// Deletions in flight.
 const AT_A_TIME: usize = 64;
 
-/// What is kept for how long, counted from the last time that the object names, as in Kubernetes.
-const KEPT: &[(&str, SignedDuration)] = &[
-    ("events", SignedDuration::from_hours(1)),
+/// Whether an object's time is over.
+type IsOver = fn(&Value, Timestamp) -> bool;
+
+/// What is kept for a time: the resource, what its keys begin with, and whether an object's time is over.
+const KEPT: &[(&str, &str, IsOver)] = &[
+    ("events", "", |event, now| {
+        is_older(event, SignedDuration::from_hours(1), now)
+    }),
     (
         "certificates.k8s.io/certificatesigningrequests",
-        SignedDuration::from_hours(24),
+        "",
+        |request, now| {
+            // One that nobody has answered may still be.
+            let answered = request["status"]["conditions"]
+                .as_array()
+                .is_some_and(|conditions| !conditions.is_empty());
+            is_older(
+                request,
+                SignedDuration::from_hours(if answered { 1 } else { 24 }),
+                now,
+            )
+        },
+    ),
+    (
+        "secrets",
+        "kube-system/bootstrap-token-",
+        bootstrap_token::is_over,
     ),
 ];
 
@@ -30,20 +52,20 @@ pub(super) async fn run(server: &Server) {
             () = server.shutdown.cancelled() => return,
             () = tokio::time::sleep(INTERVAL) => {}
         }
-        for (storage, lifetime) in KEPT {
-            let end = Timestamp::now().checked_sub(*lifetime).unwrap_or(Timestamp::MIN);
-            expire(server, storage, end).await;
+        for (storage, prefix, is_over) in KEPT {
+            let now = Timestamp::now();
+            expire(server, storage, prefix, |object| is_over(object, now)).await;
         }
     }
 }
 
-/// Removes objects whose last time is before `end`.
-async fn expire(server: &Server, storage: &'static str, end: Timestamp) {
-    let listing = server.store.list(storage, "");
+/// Removes objects whose time is over.
+async fn expire(server: &Server, storage: &'static str, prefix: &str, is_over: impl Fn(&Value) -> bool) {
+    let listing = server.store.list(storage, prefix);
     let old = listing
         .items
         .into_iter()
-        .filter(|object| is_before(&object.value(), end));
+        .filter(|object| is_over(&object.value()));
     let removals = old.filter_map(|object| {
         let row = crate::resources::stored_as(storage)?;
         let meta = object.meta();
@@ -66,11 +88,17 @@ async fn expire(server: &Server, storage: &'static str, end: Timestamp) {
     }
 }
 
+/// Whether the last time that an object names is this long ago.
+fn is_older(object: &Value, lifetime: SignedDuration, now: Timestamp) -> bool {
+    is_before(object, now.checked_sub(lifetime).unwrap_or(Timestamp::MIN))
+}
+
 fn is_before(object: &Value, end: Timestamp) -> bool {
     let times = [
         &object["series"]["lastObservedTime"],
         &object["lastTimestamp"],
         &object["eventTime"],
+        &object["status"]["conditions"][0]["lastUpdateTime"],
         &object["metadata"]["creationTimestamp"],
     ];
     let last = times
@@ -85,6 +113,22 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn an_answered_request_goes_sooner() {
+        let (_, _, is_over) = KEPT[1];
+        let request = |conditions: Value| {
+            json!({
+                "metadata": {"creationTimestamp": "2026-01-01T10:00:00Z"}, "status": {"conditions": conditions},
+            })
+        };
+        let at = |time: &str| time.parse::<Timestamp>().unwrap();
+        let answered = request(json!([{"type": "Denied", "lastUpdateTime": "2026-01-01T11:00:00Z"}]));
+        assert!(!is_over(&answered, at("2026-01-01T11:59:00Z")));
+        assert!(is_over(&answered, at("2026-01-01T12:01:00Z")));
+        assert!(!is_over(&request(json!([])), at("2026-01-02T09:59:00Z")));
+        assert!(is_over(&request(json!([])), at("2026-01-02T10:01:00Z")));
+    }
 
     #[test]
     fn the_last_time_counts() {

@@ -9,8 +9,10 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
 use super::Server;
+use super::audit::AuditLog;
 use super::discovery;
 use super::status::{ApiError, json_response};
+use crate::auth::service_account::ISSUER;
 use crate::schema::openapi;
 
 /// Answers a GET of `path`; `None` if nothing is there.
@@ -46,6 +48,8 @@ pub(super) fn serve(
             let find = |path: &str| document(server, path);
             json(&openapi::v3_root(paths.iter().map(String::as_str), find))
         }
+        ["openid", "v1", "jwks"] => published(&server.token_keys.jwks(), "application/jwk-set+json"),
+        [".well-known", "openid-configuration"] => published(&issuer(&server.address), "application/json"),
         ["openapi", "v3", rest @ ..] => openapi_v3(server, &rest.join("/"), query, headers)?,
         _ => return None,
     };
@@ -70,6 +74,27 @@ fn text(text: impl Into<Body>) -> Response<Body> {
     response
 }
 
+/// What others check service accounts' tokens with.
+fn issuer(address: &str) -> Value {
+    json!({
+        "issuer": ISSUER, "jwks_uri": format!("https://{address}/openid/v1/jwks"),
+        "response_types_supported": ["id_token"], "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": ["ES256"],
+    })
+}
+
+fn published(value: &Value, kind: &'static str) -> Response<Body> {
+    let mut response = json(value);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    // Keys are rotated rarely, and the old ones go on to vouch.
+    headers.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("public, max-age=3600"),
+    );
+    response
+}
+
 fn root(server: &Server) -> Value {
     let mut paths = vec!["/api".to_owned(), "/apis".to_owned()];
     paths.extend(
@@ -78,11 +103,13 @@ fn root(server: &Server) -> Value {
             .map(|path| format!("/{path}")),
     );
     for path in [
+        "/.well-known/openid-configuration",
         "/healthz",
         "/livez",
         "/metrics",
         "/openapi/v2",
         "/openapi/v3",
+        "/openid/v1/jwks",
         "/readyz",
         "/version",
     ] {
@@ -185,8 +212,14 @@ fn metrics(server: &Server) -> String {
     put(
         "weft_api_refused_total",
         "counter",
-        "Requests refused because too many were in flight.",
+        "Requests refused because there were too many.",
         load(&counters.refused),
+    );
+    put(
+        "weft_audit_dropped_total",
+        "counter",
+        "Audit events dropped because the log was too slow.",
+        server.audit.as_ref().map_or(0, AuditLog::dropped),
     );
     put(
         "weft_store_revision",
@@ -194,15 +227,11 @@ fn metrics(server: &Server) -> String {
         "The store's last revision.",
         server.store.revision(),
     );
-    let watches = server
-        .limits
-        .watches
-        .saturating_sub(server.watches.available_permits());
     put(
         "weft_api_watches",
         "gauge",
         "Watches that are open.",
-        watches as u64,
+        server.seats.open_watches() as u64,
     );
     let _ = write!(
         text,
@@ -220,5 +249,6 @@ fn metrics(server: &Server) -> String {
             );
         }
     }
+    text.push_str(&crate::metrics::text());
     text
 }

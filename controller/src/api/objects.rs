@@ -138,18 +138,39 @@ pub(crate) fn spec_differs(a: &Value, b: &Value) -> bool {
 
 /// Whether a write changes nothing: managers' times and the resource version do not count.
 pub(crate) fn same(a: &Value, b: &Value) -> bool {
-    let strip = |value: &Value| {
-        let mut value = value.clone();
-        if let Some(metadata) = value["metadata"].as_object_mut() {
-            metadata.remove("resourceVersion");
-            let managers = metadata.get_mut("managedFields").and_then(Value::as_array_mut);
-            for manager in managers.into_iter().flatten() {
-                manager["time"] = Value::Null;
-            }
-        }
-        value
+    same_but(a, b, &|key, a, b| {
+        (key == "metadata").then(|| {
+            same_but(a, b, &|key, a, b| match key {
+                "resourceVersion" => Some(true),
+                "managedFields" => Some(same_managers(a, b)),
+                _ => None,
+            })
+        })
+    })
+}
+
+fn same_managers(a: &Value, b: &Value) -> bool {
+    let (Some(a), Some(b)) = (a.as_array(), b.as_array()) else {
+        return a == b;
     };
-    a == b || strip(a) == strip(b)
+    let same = |(a, b): (&Value, &Value)| same_but(a, b, &|key, _, _| (key == "time").then_some(true));
+    a.len() == b.len() && a.iter().zip(b).all(same)
+}
+
+/// Whether two objects are the same; where `judge` has an opinion about a member, that counts.
+fn same_but(a: &Value, b: &Value, judge: &dyn Fn(&str, &Value, &Value) -> Option<bool>) -> bool {
+    let (Some(left), Some(right)) = (a.as_object(), b.as_object()) else {
+        return a == b;
+    };
+    let same = |key: &String, of_left: &Value, of_right: &Value| {
+        judge(key, of_left, of_right).unwrap_or_else(|| of_left == of_right)
+    };
+    let absent = &Value::Null;
+    left.iter()
+        .all(|(key, value)| same(key, value, right.get(key).unwrap_or(absent)))
+        && right
+            .iter()
+            .all(|(key, value)| left.contains_key(key) || same(key, absent, value))
 }
 
 /// Drops nulls of metadata, which clients send for times that they do not know.

@@ -16,7 +16,7 @@ use super::table::{self, Include};
 use super::{Call, Server};
 use crate::resources::{Resource, ResourceRef};
 use crate::selector::{FieldSelector, LabelSelector};
-use crate::store::{Listing, Object, Revision};
+use crate::store::{Aspect, Interest, Listing, Object, Revision};
 
 /// How long a read waits for a revision that is not there yet.
 const FUTURE_WAIT: Duration = Duration::from_secs(3);
@@ -56,6 +56,29 @@ impl Filter {
             labels,
             fields,
         })
+    }
+
+    /// What all matching objects have in common that watchers are told apart by.
+    pub(crate) fn interest(&self) -> Option<Interest> {
+        let of = |aspect, value: &str| {
+            Some(Interest {
+                aspect,
+                value: value.into(),
+            })
+        };
+        for (place, field) in self.resource.fields.iter().enumerate() {
+            if let Some(value) = self.fields.required(field.name) {
+                return of(Aspect::Field(place), value);
+            }
+        }
+        if let Some(name) = self.fields.required("metadata.name") {
+            return of(Aspect::Name, name);
+        }
+        match self.fields.required("metadata.namespace") {
+            Some(namespace) => of(Aspect::Namespace, namespace),
+            None if self.namespace.is_empty() => None,
+            None => of(Aspect::Namespace, &self.namespace),
+        }
     }
 
     fn is_everything(&self) -> bool {
@@ -351,13 +374,18 @@ impl Page {
                     .into()
             }
             Form::Metadata => {
-                let items: Vec<_> = values().iter().map(table::partial).collect();
-                json!({
-                    "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
-                    "metadata": metadata, "items": items,
-                })
-                .to_string()
-                .into()
+                let head = format!(
+                    "{{\"kind\":\"PartialObjectMetadataList\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{metadata},\"items\":["
+                );
+                let mut body = BytesMut::from(head.as_bytes());
+                for (index, object) in self.items.iter().enumerate() {
+                    if index > 0 {
+                        body.put_u8(b',');
+                    }
+                    body.put_slice(&table::partial_text(&call.served_text(object)));
+                }
+                body.put_slice(b"]}\n");
+                body.freeze()
             }
             Form::Object => self.objects(call, &metadata),
         };

@@ -206,7 +206,7 @@ impl Verb {
     }
 }
 
-fn percent_decode(text: impl AsRef<str>) -> Option<String> {
+pub(crate) fn percent_decode(text: impl AsRef<str>) -> Option<String> {
     let text = text.as_ref();
     if !text.contains('%') {
         return Some(text.to_owned());

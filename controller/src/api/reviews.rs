@@ -7,9 +7,12 @@ use super::negotiate::Decoded;
 use super::request::{ResourcePath, Verb};
 use super::status::ApiError;
 use super::write::Reply;
-use super::{Call, attributes, subresources};
-use crate::auth::authorizer;
-use crate::auth::{Identity, authenticate_token};
+use super::{Call, subresources};
+use crate::auth::Identity;
+use crate::auth::authorizer::{Attributes, Decision, PathAttributes};
+use crate::auth::rbac::Rule;
+use crate::auth::service_account::ISSUER;
+use crate::resources::Problems;
 
 /// POST to a resource that only answers.
 pub(super) async fn answer(call: &Call, decoded: Decoded) -> Result<Reply, ApiError> {
@@ -27,13 +30,13 @@ pub(super) async fn answer(call: &Call, decoded: Decoded) -> Result<Reply, ApiEr
     }
     review["status"] = match call.resource.kind {
         "SelfSubjectReview" => json!({"userInfo": user_info(&call.identity)}),
-        "TokenReview" => token(call, &review["spec"]),
+        "TokenReview" => token(call, &review["spec"])?,
         "SelfSubjectAccessReview" => access(call, &call.identity, &review["spec"])?,
         "SubjectAccessReview" | "LocalSubjectAccessReview" => {
-            let identity = subject(&review["spec"]);
+            let identity = subject(call, &review["spec"])?;
             access(call, &identity, &review["spec"])?
         }
-        _ => rules(call),
+        _ => rules(call, &review["spec"])?,
     };
     Ok(Reply::status(StatusCode::CREATED, review))
 }
@@ -61,88 +64,135 @@ async fn bind(call: &Call, binding: &Value) -> Result<Reply, ApiError> {
 }
 
 fn user_info(identity: &Identity) -> Value {
-    json!({"username": identity.user, "groups": identity.groups})
+    let mut info = json!({"username": identity.user, "groups": identity.groups});
+    if !identity.uid.is_empty() {
+        info["uid"] = json!(identity.uid);
+    }
+    if !identity.extra.is_empty() {
+        info["extra"] = json!(identity.extra);
+    }
+    info
 }
 
-fn token(call: &Call, spec: &Value) -> Value {
+fn token(call: &Call, spec: &Value) -> Result<Value, ApiError> {
     let token = spec["token"].as_str().unwrap_or_default();
-    match authenticate_token(call.server.store.as_ref(), token, call.now) {
-        Some(identity) => json!({"authenticated": true, "user": user_info(&identity)}),
-        None => json!({"authenticated": false, "user": {}, "error": "invalid bearer token"}),
+    if token.is_empty() {
+        return Err(ApiError::bad_request(
+            "token is required for TokenReview in authentication",
+        ));
     }
+    let mut audiences = list(&spec["audiences"]);
+    if audiences.is_empty() {
+        audiences.push(ISSUER.to_owned());
+    }
+    Ok(
+        match call.server.authenticator.review(token, &audiences, call.now) {
+            Ok(holder) => json!({
+                "authenticated": true, "user": user_info(&holder.identity), "audiences": holder.audiences,
+            }),
+            Err(error) => json!({"authenticated": false, "user": {}, "error": error.to_string()}),
+        },
+    )
 }
 
-fn subject(spec: &Value) -> Identity {
-    let groups = spec["groups"].as_array().into_iter().flatten();
-    Identity {
+fn list(value: &Value) -> Vec<String> {
+    let values = value.as_array().into_iter().flatten();
+    values
+        .filter_map(|value| value.as_str().map(str::to_owned))
+        .collect()
+}
+
+/// The subject of a question about someone else.
+fn subject(call: &Call, spec: &Value) -> Result<Identity, ApiError> {
+    let extra = spec["extra"].as_object().into_iter().flatten();
+    let identity = Identity {
         user: spec["user"].as_str().unwrap_or_default().to_owned(),
-        groups: groups
-            .filter_map(|group| group.as_str().map(str::to_owned))
-            .collect(),
+        uid: spec["uid"].as_str().unwrap_or_default().to_owned(),
+        groups: list(&spec["groups"]),
+        extra: extra.map(|(key, values)| (key.clone(), list(values))).collect(),
+    };
+    if identity.user.is_empty() && identity.groups.is_empty() {
+        let mut problems = Problems::default();
+        let detail = "at least one of user or group must be specified";
+        problems.invalid("spec.user", &spec["user"], detail);
+        return Err(ApiError::invalid(&call.resource, "", &problems));
     }
+    Ok(identity)
 }
 
 fn access(call: &Call, identity: &Identity, spec: &Value) -> Result<Value, ApiError> {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let on_resource = &spec["resourceAttributes"];
-    let on_path = &spec["nonResourceAttributes"];
-    let allowed = if on_resource.is_object() {
-        let path = ResourcePath {
-            group: text(&on_resource["group"]),
-            version: text(&on_resource["version"]),
-            namespace: text(&on_resource["namespace"]),
-            plural: text(&on_resource["resource"]),
-            name: text(&on_resource["name"]),
-            subresource: text(&on_resource["subresource"]),
-            rest: String::new(),
-        };
-        match verb(&text(&on_resource["verb"])) {
-            Some(verb) => authorizer::allows(call.server.store.as_ref(), identity, &attributes(verb, &path)),
-            None => identity.is_in(crate::auth::MASTERS),
+    let text = |value: &'_ Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
+    let (on_resource, on_path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
+    let decision = match (on_resource.is_object(), on_path.is_object()) {
+        (true, false) => {
+            if call.resource.namespaced && on_resource["namespace"] != call.path.namespace.as_str() {
+                let mut problems = Problems::default();
+                let namespace = &on_resource["namespace"];
+                let detail = "must match metadata.namespace";
+                problems.invalid("spec.resourceAttributes.namespace", namespace, detail);
+                return Err(ApiError::invalid(&call.resource, "", &problems));
+            }
+            let [verb, group, resource, subresource, namespace, name] =
+                ["verb", "group", "resource", "subresource", "namespace", "name"]
+                    .map(|key| text(on_resource, key));
+            let request = Attributes {
+                verb: &verb,
+                group: &group,
+                resource: &resource,
+                subresource: &subresource,
+                namespace: &namespace,
+                name: &name,
+            };
+            call.server.authorizer.decide(identity, &request)
         }
-    } else if on_path.is_object() {
-        text(&on_path["verb"]) == "get" && authorizer::may_read_path(identity, &text(&on_path["path"]))
-            || identity.is_in(crate::auth::MASTERS)
-    } else {
-        return Err(ApiError::unprocessable(format!(
-            "{}.{} \"\" is invalid: spec.resourceAttributes: Invalid value: \"null\": exactly one of \
-             nonResourceAttributes or resourceAttributes must be specified",
-            call.resource.kind, call.resource.group
-        )));
+        (false, true) => {
+            let (verb, path) = (text(on_path, "verb"), text(on_path, "path"));
+            let request = PathAttributes {
+                verb: &verb,
+                path: &path,
+            };
+            call.server.authorizer.decide_path(identity, &request)
+        }
+        (both, _) => {
+            let mut problems = Problems::default();
+            let detail = if both {
+                "cannot be specified in combination with resourceAttributes"
+            } else {
+                "exactly one of nonResourceAttributes or resourceAttributes must be specified"
+            };
+            let (field, value) = if both {
+                ("spec.nonResourceAttributes", on_path)
+            } else {
+                ("spec.resourceAttributes", on_resource)
+            };
+            problems.invalid(field, value, detail);
+            return Err(ApiError::invalid(&call.resource, "", &problems));
+        }
     };
-    Ok(json!({"allowed": allowed}))
+    let allowed = decision.is_allowed();
+    let (Decision::Allowed(reason) | Decision::Denied(reason)) = decision;
+    let mut status = json!({"allowed": allowed});
+    if !reason.is_empty() {
+        status["reason"] = json!(reason);
+    }
+    Ok(status)
 }
 
-fn verb(name: &str) -> Option<Verb> {
-    [
-        Verb::Get,
-        Verb::List,
-        Verb::Watch,
-        Verb::Create,
-        Verb::Update,
-        Verb::Patch,
-        Verb::Delete,
-        Verb::DeleteCollection,
-    ]
-    .into_iter()
-    .find(|verb| verb.name() == name)
-}
-
-fn rules(call: &Call) -> Value {
-    let masters = call.identity.is_in(crate::auth::MASTERS);
-    let resources = if masters {
-        json!([{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}])
-    } else {
-        json!([])
+fn rules(call: &Call, spec: &Value) -> Result<Value, ApiError> {
+    let namespace = spec["namespace"].as_str().unwrap_or_default();
+    if namespace.is_empty() {
+        return Err(ApiError::bad_request("no namespace on request"));
+    }
+    let (rules, errors) = call.server.authorizer.rules(&call.identity, namespace);
+    let part = |paths: bool| -> Vec<Value> {
+        let rules = rules.iter().filter(|rule| rule.paths.is_empty() != paths);
+        rules.map(Rule::to_value).collect()
     };
-    let paths = if masters {
-        json!(["*"])
-    } else {
-        json!(["/healthz", "/livez", "/readyz", "/version"])
-    };
-    json!({
-        "resourceRules": resources,
-        "nonResourceRules": [{"verbs": if masters { json!(["*"]) } else { json!(["get"]) }, "nonResourceURLs": paths}],
-        "incomplete": !masters,
-    })
+    let mut status = json!({
+        "resourceRules": part(false), "nonResourceRules": part(true), "incomplete": !errors.is_empty(),
+    });
+    if !errors.is_empty() {
+        status["evaluationError"] = json!(errors.join(", "));
+    }
+    Ok(status)
 }

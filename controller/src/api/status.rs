@@ -145,15 +145,16 @@ impl ApiError {
 
     /// 422 with what is wrong with an object.
     pub fn invalid(resource: &Resource, name: &str, problems: &Problems) -> Self {
-        Self::invalid_kind(resource.group, resource.kind, name, problems)
+        Self::invalid_kind(resource.kind, resource.group, name, problems)
     }
 
     /// 422 with what is wrong with a request's options.
     pub fn invalid_options(kind: &str, problems: &Problems) -> Self {
-        Self::invalid_kind("meta.k8s.io", kind, "", problems)
+        Self::invalid_kind(kind, "meta.k8s.io", "", problems)
     }
 
-    fn invalid_kind(group: &str, kind: &str, name: &str, problems: &Problems) -> Self {
+    /// 422 with what is wrong with an object whose kind is not a resource's.
+    pub fn invalid_kind(kind: &str, group: &str, name: &str, problems: &Problems) -> Self {
         let texts: Vec<_> = problems
             .0
             .iter()
@@ -192,6 +193,12 @@ impl ApiError {
         error
     }
 
+    /// 500 for an eviction that nobody can decide.
+    pub fn several_budgets() -> Self {
+        let message = "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
+        Self::new(500, "InternalError", message)
+    }
+
     /// 500.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(
@@ -222,11 +229,12 @@ impl ApiError {
     pub fn patch(error: &PatchError) -> Self {
         match error {
             PatchError::Malformed(why) => Self::bad_request(why),
-            PatchError::Unprocessable(_) => Self::new(
-                422,
-                "Invalid",
-                format!("the server rejected our request due to an error in our request: {error}"),
-            ),
+            // Kubernetes says no more than this, and clients print it as it is.
+            PatchError::Unprocessable(_) => {
+                tracing::debug!(%error, "a patch does not fit");
+                let message = "the server rejected our request due to an error in our request";
+                Self::new(422, "Invalid", message)
+            }
             PatchError::TooManyOperations(_) | PatchError::TooMuchCopied => {
                 Self::too_large(error.to_string())
             }
@@ -266,10 +274,14 @@ impl ApiError {
         status
     }
 
+    /// The HTTP status.
+    pub fn code(&self) -> StatusCode {
+        StatusCode::from_u16(self.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
     /// The HTTP answer.
     pub fn response(&self) -> Response<Body> {
-        let code = StatusCode::from_u16(self.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = json_response(code, self.status().to_string());
+        let mut response = json_response(self.code(), self.status().to_string());
         if let Some(seconds) = self.details["retryAfterSeconds"].as_u64() {
             response
                 .headers_mut()

@@ -1,17 +1,17 @@
-//! Subresources that are not just another way to write the object: scale, binding, eviction.
+//! Subresources that are not just another way to write the object: scale, binding.
 
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::delete::{self, Options};
-use super::negotiate::{Decoded, content_type, decode_json};
+use super::negotiate::{Decoded, Form, content_type, decode_json};
 use super::status::{ApiError, json_response, success};
+use super::table::{self, Include};
 use super::write::{self, Change, Outcome, Reply};
-use super::{Call, objects};
+use super::{Call, eviction, objects, token_request};
 use crate::custom::json_path::JsonPath;
-use crate::resources::{Problems, Subresource};
+use crate::resources::{Problems, ResourceRef, SCALE, Subresource};
 use crate::schema::patch as json_patches;
 
 /// GET below an object.
@@ -19,7 +19,19 @@ pub(crate) fn get(call: &Call) -> Result<Response<Body>, ApiError> {
     let object = call.find()?;
     match call.resource.subresource(&call.path.subresource) {
         Some(Subresource::Scale) => {
-            let scale = scale_of(call, &object.value());
+            let mut scale = scale_of(call, &object.value());
+            if call.form == Form::Table {
+                let metadata = json!({"resourceVersion": scale["metadata"]["resourceVersion"]});
+                let include = Include::parse(call.query.get("includeObject"));
+                scale = table::table(
+                    &ResourceRef::BuiltIn(&SCALE),
+                    &[scale],
+                    metadata,
+                    include,
+                    call.now,
+                    true,
+                );
+            }
             Ok(json_response(StatusCode::OK, scale.to_string()))
         }
         Some(
@@ -37,7 +49,8 @@ pub(crate) fn get(call: &Call) -> Result<Response<Body>, ApiError> {
 pub(crate) async fn create(call: &Call, decoded: Decoded) -> Result<Reply, ApiError> {
     match call.resource.subresource(&call.path.subresource) {
         Some(Subresource::Binding) => bind(call, &decoded.value).await,
-        Some(Subresource::Eviction) => evict(call, &decoded.value).await,
+        Some(Subresource::Eviction) => eviction::evict(call, &decoded.value).await,
+        Some(Subresource::Token) => token_request::create(call, &decoded.value),
         Some(other) => Err(needs_node(other)),
         None => Err(ApiError::no_such_path()),
     }
@@ -112,13 +125,6 @@ fn set_scheduled(status: &mut Value, now: &str) {
         }
         None => status["conditions"] = json!([condition]),
     }
-}
-
-/// Deletes a pod for someone who drains its node. Clients are sloppy with this body.
-async fn evict(call: &Call, eviction: &Value) -> Result<Reply, ApiError> {
-    let options = Options::read(call, &eviction["deleteOptions"])?;
-    delete::delete(call, &options).await?;
-    Ok(Reply::status(StatusCode::CREATED, success(Value::Null)))
 }
 
 /// Where an object has its number of replicas, as it should be and as it is, and the selector in its string form.

@@ -1,6 +1,8 @@
 //! Tables: what `get` prints.
 
 use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::resources::ResourceRef;
@@ -52,6 +54,18 @@ pub(crate) fn partial(object: &Value) -> Value {
     json!({
         "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"],
     })
+}
+
+/// The same from the object's text, without reading more of it than where its metadata is.
+pub(crate) fn partial_text(object: &[u8]) -> Vec<u8> {
+    #[derive(Deserialize)]
+    struct Parts<'a> {
+        #[serde(borrow)]
+        metadata: &'a RawValue,
+    }
+    let metadata = serde_json::from_slice::<Parts<'_>>(object).map_or("{}", |parts| parts.metadata.get());
+    let head = br#"{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":"#;
+    [head.as_slice(), metadata.as_bytes(), b"}"].concat()
 }
 
 fn row(resource: &ResourceRef, object: &Value, include: Include, now: Timestamp) -> Value {

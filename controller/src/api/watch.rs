@@ -11,9 +11,9 @@ use futures::stream;
 use http::{HeaderValue, Response, header};
 use rand::RngExt as _;
 use serde_json::{Value, json};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until};
 
+use super::limits::Seat;
 use super::negotiate::Form;
 use super::read::{Filter, wait_for_version};
 use super::status::ApiError;
@@ -25,14 +25,15 @@ use crate::store::{Event, Object, Revision, StoreError, Watch, WatchBatch};
 const BOOKMARK_INTERVAL: Duration = Duration::from_mins(1);
 /// How long a watch lasts that does not say: at least, and up to twice as long.
 const DEFAULT_LIFETIME_SECONDS: u64 = 1800;
+/// So many watchers of the same changes are a crowd.
+const CROWD: usize = 32;
+/// A watcher in a crowd hears of changes at most this often: what is told together costs each of them one packet.
+const CROWD_PACE: Duration = Duration::from_millis(1);
 /// Size at which initial objects are cut into chunks.
 const CHUNK: usize = 64 << 10;
 
 /// GET of a collection with `watch`.
-pub(crate) async fn watch(call: Call) -> Result<Response<Body>, ApiError> {
-    let permit = Arc::clone(&call.server.watches)
-        .try_acquire_owned()
-        .map_err(|_| ApiError::too_many_requests("too many watches, please try again later", 5))?;
+pub(crate) async fn watch(call: Call, seat: Option<Seat>) -> Result<Response<Body>, ApiError> {
     let filter = Filter::of(&call)?;
     let bookmarks = call.query.flag("allowWatchBookmarks");
     let initial_events = call.query.flag("sendInitialEvents");
@@ -56,6 +57,10 @@ pub(crate) async fn watch(call: Call) -> Result<Response<Body>, ApiError> {
     };
     let server = Arc::clone(&encoder.call.server);
     let changes = server.store.watch(encoder.call.resource.storage, after)?;
+    let changes = match encoder.filter.interest() {
+        Some(interest) => changes.narrowed(interest),
+        None => changes,
+    };
     let lifetime = encoder.call.query.timeout()?.unwrap_or_else(|| {
         let extra = rand::rng().random_range(0..DEFAULT_LIFETIME_SECONDS);
         Duration::from_secs(DEFAULT_LIFETIME_SECONDS + extra)
@@ -68,8 +73,9 @@ pub(crate) async fn watch(call: Call) -> Result<Response<Body>, ApiError> {
         changes,
         deadline: now + lifetime,
         next_bookmark: bookmarks.then_some(now + BOOKMARK_INTERVAL.min(lifetime.mul_f32(0.9))),
+        not_before: now,
         ended: false,
-        _permit: permit,
+        _seat: seat,
     };
     let chunks = stream::unfold(watcher, |mut watcher| async {
         let chunk = watcher.next().await?;
@@ -89,8 +95,9 @@ struct Watcher {
     changes: Watch,
     deadline: Instant,
     next_bookmark: Option<Instant>,
+    not_before: Instant,
     ended: bool,
-    _permit: OwnedSemaphorePermit,
+    _seat: Option<Seat>,
 }
 
 /// Why a watcher woke up.
@@ -118,11 +125,18 @@ impl Watcher {
                     None => std::future::pending().await,
                 }
             };
+            let (not_before, changes) = (self.not_before, &mut self.changes);
+            let next = async {
+                if not_before > Instant::now() {
+                    sleep_until(not_before).await;
+                }
+                changes.next().await
+            };
             let wake = tokio::select! {
                 biased;
                 () = self.server.shutdown.cancelled() => Wake::End,
                 () = sleep_until(self.deadline) => Wake::End,
-                batch = self.changes.next() => Wake::Changes(batch),
+                batch = next => Wake::Changes(batch),
                 // The client comes back and is served by the new definition, or hears that there is none.
                 () = redefined => Wake::End,
                 () = sleep_until(bookmark) => Wake::Bookmark,
@@ -130,6 +144,9 @@ impl Watcher {
             match wake {
                 Wake::End | Wake::Changes(Err(StoreError::Closed)) => return None,
                 Wake::Changes(Ok(batch)) => {
+                    if self.changes.company() >= CROWD {
+                        self.not_before = Instant::now() + CROWD_PACE;
+                    }
                     let chunk = self.encoder.changes(&batch);
                     if !chunk.is_empty() {
                         return Some(chunk);
@@ -204,8 +221,7 @@ impl Encoder {
         match self.call.form {
             Form::Object => put_frame(chunk, kind, &self.call.served_text(object)),
             Form::Metadata => {
-                let partial = table::partial(&self.call.served(object));
-                put_frame(chunk, kind, partial.to_string().as_bytes());
+                put_frame(chunk, kind, &table::partial_text(&self.call.served_text(object)));
             }
             Form::Table => {
                 let include = Include::parse(self.call.query.get("includeObject"));

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use http::StatusCode;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::negotiate::Decoded;
 use super::objects;
+use super::request::Verb;
 use super::status::ApiError;
-use super::{Call, admission, pods};
+use super::{Call, admission, allocate, charges, pods};
 use crate::custom::ObjectSchema;
 use crate::resources::{Problem, Problems, Reason, Resource, ResourceRef, Subresource};
 use crate::schema::{ApplyError, ApplyRequest, Manager};
@@ -164,6 +167,7 @@ async fn create_object(
         ));
     }
     place(call, &mut object)?;
+    namespace_accepts(call, objects::name(&object))?;
     objects::stamp_new(&mut object, resource.generation, call.now);
     if resource.has_status()
         && let Some(fields) = object.as_object_mut()
@@ -178,7 +182,7 @@ async fn create_object(
     }
     let stored = call.stored_resource();
     (stored.prepare)(&mut object);
-    admission::on_create(call, &mut object)?;
+    admission::on_create(call, &mut object).await?;
     admission::on_write(&stored, &mut object);
     if let Some(schema) = stored.schema() {
         schema.default(&mut object);
@@ -186,36 +190,60 @@ async fn create_object(
             track(call, schema, None, &mut object);
         }
     }
-    namespace_accepts(call, objects::name(&object))?;
+    allocate::complete(&stored, &mut object, None);
     validate(&stored, &object, None)?;
-    call.admits(&object)?;
+    call.admits(&object, None)?;
+    admission::limits::check(call, &object)?;
     let name = objects::name(&object).to_owned();
+    let key = resource.key(&call.path.namespace, &name);
     if dry_run {
-        let key = resource.key(&call.path.namespace, &name);
         if call.server.store.get(resource.storage, &key).is_some() {
             return Err(ApiError::already_exists(resource, &name));
         }
+        allocate::companions(call, None, Some(&mut object))?;
+        charges::charges(call, None, &object)?;
         return Ok(Reply {
             code: StatusCode::CREATED,
             outcome: Outcome::Value(object),
             warnings,
         });
     }
-    let write = Write {
-        resource: resource.storage,
-        key: resource.key(&call.path.namespace, &name),
-        expect: Expect::Absent,
-        operation: Operation::Put(encode(call, &object)?),
-    };
-    match call.server.store.commit(vec![write]).await {
-        Ok(written) => Ok(Reply {
-            code: StatusCode::CREATED,
-            outcome: stored_outcome(written, object),
-            warnings,
-        }),
-        Err(StoreError::Conflict { .. }) => Err(ApiError::already_exists(resource, &name)),
-        Err(error) => Err(error.into()),
+    let asked = allocate::concerns(&stored).then(|| object.clone());
+    for _ in 0..ATTEMPTS {
+        let companions = allocate::companions(call, None, Some(&mut object))?;
+        let mut writes = vec![Write {
+            resource: resource.storage,
+            key: key.clone(),
+            expect: Expect::Absent,
+            operation: Operation::Put(encode(call, &object)?),
+        }];
+        writes.extend(companions);
+        writes.extend(charges::charges(call, None, &object)?);
+        match call.server.store.commit(writes).await {
+            Ok(written) => {
+                return Ok(Reply {
+                    code: StatusCode::CREATED,
+                    outcome: stored_outcome(written, object),
+                    warnings,
+                });
+            }
+            Err(StoreError::Conflict {
+                resource: of,
+                key: at,
+                ..
+            }) if of == resource.storage && at == key => {
+                return Err(ApiError::already_exists(resource, &name));
+            }
+            // Somebody was faster with what was chosen or charged: another choice may do, or enough may be left.
+            Err(StoreError::Conflict { .. }) => {
+                if let Some(asked) = &asked {
+                    object.clone_from(asked);
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
+    Err(ApiError::stale(resource, &name))
 }
 
 /// Serialises an object; many small changes must not make one that no single request could.
@@ -283,7 +311,7 @@ fn namespace_accepts(call: &Call, name: &str) -> Result<(), ApiError> {
     let Some(found) = call.server.store.get(namespaces.storage, namespace) else {
         return Err(ApiError::not_found(namespaces, namespace));
     };
-    if objects::is_terminating(&found.value()) {
+    if is_going(&found) {
         let why =
             format!("unable to create new content in namespace {namespace} because it is being terminated");
         let mut error = ApiError::forbidden(&call.resource, name, &why);
@@ -294,6 +322,21 @@ fn namespace_accepts(call: &Call, name: &str) -> Result<(), ApiError> {
         return Err(error);
     }
     Ok(())
+}
+
+/// Whether an object is on its way out, by its text.
+fn is_going(object: &Object) -> bool {
+    #[derive(Default, Deserialize)]
+    struct Parts {
+        metadata: Metadata,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Metadata {
+        deletion_timestamp: Option<IgnoredAny>,
+    }
+    let parts: Parts = serde_json::from_slice(object.body()).unwrap_or_default();
+    parts.metadata.deletion_timestamp.is_some()
 }
 
 fn validate(resource: &ResourceRef, object: &Value, old: Option<&Value>) -> Result<(), ApiError> {
@@ -347,20 +390,25 @@ pub(crate) async fn change(
     let key = call.key();
     for _ in 0..ATTEMPTS {
         let current = call.find()?;
-        let served = call.served(&current);
+        let old = call.before(&current);
+        let converted = (!call.is_served_as_stored(&current)).then(|| call.served(&current));
         let Change {
             object,
             warnings,
             tracked,
-        } = compute(&served)?;
-        let old = call.before(&current);
-        let Some(new) = finish(call, &old, object, tracked)? else {
+        } = compute(converted.as_ref().unwrap_or(&old))?;
+        drop(converted);
+        let Some(mut new) = finish(call, &old, object, tracked)? else {
             return Ok(Reply {
                 code: StatusCode::OK,
                 outcome: Outcome::Stored(current),
                 warnings,
             });
         };
+        let finished = is_finished(resource, &old, &new);
+        let kept = (!finished).then_some(&mut new);
+        let companions = allocate::companions(call, Some(&old), kept)?;
+        let charged = charges::charges(call, Some(&old), &new)?;
         if dry_run {
             return Ok(Reply {
                 code: StatusCode::OK,
@@ -368,18 +416,20 @@ pub(crate) async fn change(
                 warnings,
             });
         }
-        let operation = if is_finished(resource, &old, &new) {
+        let operation = if finished {
             Operation::Delete
         } else {
             Operation::Put(encode(call, &new)?)
         };
-        let write = Write {
+        let mut writes = vec![Write {
             resource: resource.storage,
             key: key.clone(),
             expect: Expect::Revision(current.revision()),
             operation,
-        };
-        match call.server.store.commit(vec![write]).await {
+        }];
+        writes.extend(companions);
+        writes.extend(charged);
+        match call.server.store.commit(writes).await {
             Ok(written) => {
                 return Ok(Reply {
                     code: StatusCode::OK,
@@ -460,7 +510,7 @@ fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Opt
             new = pods::with_ephemeral_containers_of(call, old, &new)?;
         }
         Some(Subresource::Resize) => new = pods::with_resources_of(old, &new),
-        Some(Subresource::Binding) => {}
+        Some(Subresource::Binding | Subresource::Eviction) => {}
         _ if resource.has_status() => objects::copy(&mut new, old, "status"),
         _ => {}
     }
@@ -474,6 +524,7 @@ fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Opt
         schema.prune(&mut new);
         schema.default(&mut new);
     }
+    allocate::complete(&stored, &mut new, Some(old));
     admission::on_change(call, &mut new)?;
     if objects::same(old, &new) {
         return Ok(None);
@@ -492,7 +543,10 @@ fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Opt
     let subresource = resource.subresource(&call.path.subresource);
     let before = pods::before_change(subresource, old, &new);
     validate(&stored, &new, Some(&before))?;
-    call.admits(&new)?;
+    if resource.storage == "persistentvolumeclaims" {
+        admission::limits::check(call, &new)?;
+    }
+    call.admits(&new, Some(old))?;
     Ok(Some(new))
 }
 
@@ -606,6 +660,7 @@ pub(crate) async fn apply(
         }
         let mut object = schema.apply(None, &request).map_err(failed)?;
         object["metadata"]["name"] = json!(call.path.name);
+        call.require(Verb::Create)?;
         match create_object(call, object, Some(&manager), warnings.clone()).await {
             Err(error) if error.reason == "AlreadyExists" => {}
             other => return other,

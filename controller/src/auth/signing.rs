@@ -1,99 +1,165 @@
-//! Certificates for nodes: which requests are approved without a human, and their signing.
+//! Certificates for clients: which requests are approved without a human, and what is signed.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::{BOOTSTRAPPERS, Identity, NODES};
+use super::authorizer::{Attributes, Authorizer};
+use super::{Identity, MASTERS, NODES};
 use crate::pki::{Authority, PkiError};
 
 /// The signer of nodes' client certificates.
 pub const NODE_CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
-/// How long a node's certificate is valid.
-const NODE_CERTIFICATE_DAYS: u64 = 365;
-/// What a node's client certificate is used for.
+/// The signer of other clients' certificates.
+const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
+/// How long a certificate is valid at most, and if its request does not say.
+const LONGEST_SECONDS: u64 = 365 * 86_400;
+/// What a client's certificate is used for; the first it must be.
 const USAGES: &[&str] = &["client auth", "digital signature", "key encipherment"];
 
-/// Approves and signs a request by a machine with a join token, or by the node itself, for the certificate of a node. Anything
-/// else is left for a human.
+fn attributes<'a>(verb: &'a str, resource: &'a str, subresource: &'a str, name: &'a str) -> Attributes<'a> {
+    Attributes {
+        verb,
+        group: "certificates.k8s.io",
+        resource,
+        subresource,
+        namespace: "",
+        name,
+    }
+}
+
+/// Why a request must not even be made; `None` if it may.
+pub fn refusal(csr: &Value) -> Option<String> {
+    let asks_for_masters = || {
+        let (_, organizations) = crate::pki::request_subject(&pem(csr)?)?;
+        Some(organizations.iter().any(|organization| organization == MASTERS))
+    };
+    (csr["spec"]["signerName"] == CLIENT_SIGNER && asks_for_masters() == Some(true))
+        .then(|| format!("use of {CLIENT_SIGNER} signer with {MASTERS} group is not allowed"))
+}
+
+/// Approves and signs a request for the certificate of a node by someone who may have it: a machine with a join token, or
+/// the node itself. Anything else is left for a human.
 ///
 /// # Errors
 /// If signing fails.
 pub fn approve_and_sign(
     authority: &Authority,
+    authorizer: &Authorizer,
     requestor: &Identity,
     csr: &mut Value,
     now: &str,
 ) -> Result<(), PkiError> {
-    let Some(request) = node_request(requestor, csr) else {
+    if csr["spec"]["signerName"] != NODE_CLIENT_SIGNER || problem(csr).is_some() {
         return Ok(());
+    }
+    let user = pem(csr).and_then(|pem| crate::pki::request_subject(&pem));
+    let own = user.is_some_and(|(user, _)| user == requestor.user);
+    let may = |kind: &str| {
+        let request = attributes("create", "certificatesigningrequests", kind, "");
+        authorizer.decide(requestor, &request).is_allowed()
     };
-    let seconds = csr["spec"]["expirationSeconds"]
-        .as_u64()
-        .unwrap_or(NODE_CERTIFICATE_DAYS * 86_400);
-    let pem = authority.sign_client(&request, seconds.min(NODE_CERTIFICATE_DAYS * 86_400))?;
-    csr["status"] = json!({
-        "conditions": [{
-            "type": "Approved", "status": "True", "reason": "AutoApproved",
-            "message": "the requestor may have this node's client certificate",
-            "lastUpdateTime": now, "lastTransitionTime": now,
-        }],
-        "certificate": STANDARD.encode(pem),
+    let (what, granted) = if own {
+        ("self kubelet client certificate", may("selfnodeclient"))
+    } else {
+        ("kubelet client certificate", may("nodeclient"))
+    };
+    // Whoever may do everything still approves by hand: that is not what they asked for.
+    if !granted || requestor.is_in(MASTERS) {
+        return Ok(());
+    }
+    csr["status"] = json!({"conditions": [{
+        "type": "Approved", "status": "True", "reason": "AutoApproved",
+        "message": format!("Auto approving {what} after SubjectAccessReview."),
+        "lastUpdateTime": now, "lastTransitionTime": now,
+    }]});
+    sign_approved(authority, csr, now)
+}
+
+/// Whether someone may approve or deny requests to a signer.
+pub fn may_approve(authorizer: &Authorizer, identity: &Identity, csr: &Value) -> Result<(), String> {
+    let signer = csr["spec"]["signerName"].as_str().unwrap_or_default();
+    let domain = signer.split_once('/').map_or(signer, |(domain, _)| domain);
+    let all_of_domain = format!("{domain}/*");
+    let may = [signer, &all_of_domain].into_iter().any(|name| {
+        authorizer
+            .decide(identity, &attributes("approve", "signers", "", name))
+            .is_allowed()
     });
-    Ok(())
+    if may {
+        Ok(())
+    } else {
+        Err(format!(
+            "user not permitted to approve requests with signerName {signer:?}"
+        ))
+    }
 }
 
-/// The request's PEM if it is for a node's client certificate and its requestor may have it.
-fn node_request(requestor: &Identity, csr: &Value) -> Option<String> {
-    let spec = &csr["spec"];
-    if spec["signerName"] != NODE_CLIENT_SIGNER {
-        return None;
-    }
-    let usages = spec["usages"].as_array()?;
-    let fits = usages
-        .iter()
-        .all(|usage| usage.as_str().is_some_and(|usage| USAGES.contains(&usage)));
-    if !fits || !usages.iter().any(|usage| usage == "client auth") {
-        return None;
-    }
-    let pem = String::from_utf8(STANDARD.decode(spec["request"].as_str()?).ok()?).ok()?;
-    let (user, organizations) = crate::pki::request_subject(&pem)?;
-    let is_node = user
-        .strip_prefix("system:node:")
-        .is_some_and(|name| !name.is_empty());
-    let may = requestor.is_in(BOOTSTRAPPERS) || (requestor.node().is_some() && requestor.user == user);
-    (is_node && may && organizations == [NODES]).then_some(pem)
-}
-
-/// Signs a request that a human has approved, if it is for a client's certificate.
+/// Signs a request that is approved, if it is for a client's certificate; notes what keeps it from being signed.
 ///
 /// # Errors
 /// If signing fails.
-pub fn sign_approved(authority: &Authority, csr: &mut Value) -> Result<(), PkiError> {
+pub fn sign_approved(authority: &Authority, csr: &mut Value, now: &str) -> Result<(), PkiError> {
     let signer = csr["spec"]["signerName"].as_str().unwrap_or_default();
-    if !matches!(signer, NODE_CLIENT_SIGNER | "kubernetes.io/kube-apiserver-client") {
+    if !matches!(signer, NODE_CLIENT_SIGNER | CLIENT_SIGNER) {
         return Ok(());
     }
     let conditions = csr["status"]["conditions"].as_array();
     let has = |kind: &str| conditions.is_some_and(|list| list.iter().any(|c| c["type"] == kind));
-    if !has("Approved") || has("Denied") || csr["status"]["certificate"].is_string() {
+    if !has("Approved") || has("Denied") || has("Failed") || csr["status"]["certificate"].is_string() {
         return Ok(());
     }
-    let encoded = csr["spec"]["request"].as_str().unwrap_or_default();
-    let request = STANDARD
-        .decode(encoded)
-        .ok()
-        .and_then(|bytes| String::from_utf8(bytes).ok());
-    let Some(request) = request else { return Ok(()) };
-    // Nobody becomes a master by a certificate that was asked for.
-    let asks_for = crate::pki::request_subject(&request).map(|(_, organizations)| organizations);
-    if asks_for.is_none_or(|organizations| organizations.iter().any(|o| o == super::MASTERS)) {
+    if let Some(why) = problem(csr) {
+        if let Some(conditions) = csr["status"]["conditions"].as_array_mut() {
+            conditions.push(json!({
+                "type": "Failed", "status": "True", "reason": "SignerValidationFailure", "message": why,
+                "lastUpdateTime": now, "lastTransitionTime": now,
+            }));
+        }
         return Ok(());
     }
+    let Some(request) = pem(csr) else { return Ok(()) };
     let seconds = csr["spec"]["expirationSeconds"]
         .as_u64()
-        .unwrap_or(NODE_CERTIFICATE_DAYS * 86_400);
-    let pem = authority.sign_client(&request, seconds.min(NODE_CERTIFICATE_DAYS * 86_400))?;
-    csr["status"]["certificate"] = json!(STANDARD.encode(pem));
+        .unwrap_or(LONGEST_SECONDS);
+    let certificate = authority.sign_client(&request, seconds.min(LONGEST_SECONDS))?;
+    csr["status"]["certificate"] = json!(STANDARD.encode(certificate));
     Ok(())
+}
+
+fn pem(csr: &Value) -> Option<String> {
+    let bytes = STANDARD.decode(csr["spec"]["request"].as_str()?).ok()?;
+    String::from_utf8(bytes).ok()
+}
+
+/// What its signer cannot accept in a request.
+fn problem(csr: &Value) -> Option<String> {
+    let Some((user, organizations)) = pem(csr).and_then(|pem| crate::pki::request_subject(&pem)) else {
+        return Some("the request is no certificate request with a common name".to_owned());
+    };
+    let usages: Vec<&str> = csr["spec"]["usages"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|usage| usage.as_str().unwrap_or_default())
+        .collect();
+    if !usages.contains(&USAGES[0]) || usages.iter().any(|usage| !USAGES.contains(usage)) {
+        return Some(format!(
+            "usages did not match {USAGES:?}, of which {:?} is required",
+            USAGES[0]
+        ));
+    }
+    // Nobody becomes a master by a certificate that was asked for.
+    if organizations.iter().any(|organization| organization == MASTERS) {
+        return Some(format!("organization {MASTERS} is not signed for"));
+    }
+    if csr["spec"]["signerName"] == NODE_CLIENT_SIGNER {
+        let name = user.strip_prefix("system:node:").unwrap_or_default();
+        if name.is_empty() || organizations != [NODES] {
+            return Some(format!(
+                "subject common name does not begin with system:node: or subject organization is not {NODES}"
+            ));
+        }
+    }
+    None
 }

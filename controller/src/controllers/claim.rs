@@ -23,6 +23,8 @@ pub(crate) struct Claims<V> {
     pub(crate) release: Vec<Arc<V>>,
     /// Matching and ownerless.
     pub(crate) adopt: Vec<Arc<V>>,
+    /// Finalizer that adopted objects get.
+    pub(crate) finalizer: Option<&'static str>,
 }
 
 /// Sorts the objects of `store` by what the controller with this metadata has to do with them.
@@ -41,6 +43,7 @@ pub(crate) fn claims<V: Cached>(
         kept: Vec::new(),
         release: Vec::new(),
         adopt: Vec::new(),
+        finalizer: None,
     };
     for object in store.owned_by(owner.uid.as_deref().unwrap_or_default()) {
         if !relevant(&object) || matches(&object) {
@@ -157,7 +160,15 @@ where
         let name = meta.name.as_deref().unwrap_or_default();
         let mut references = meta.owner_references.clone().unwrap_or_default();
         references.push(controller_reference(owner));
-        let patch = json!({ "metadata": { "uid": meta.uid, "resourceVersion": meta.resource_version, "ownerReferences": references } });
+        let mut patch = json!({ "metadata": { "uid": meta.uid, "resourceVersion": meta.resource_version,
+            "ownerReferences": references } });
+        if let Some(finalizer) = claims.finalizer {
+            let mut finalizers = meta.finalizers.clone().unwrap_or_default();
+            if finalizers.iter().all(|known| known != finalizer) {
+                finalizers.push(finalizer.to_owned());
+            }
+            patch["metadata"]["finalizers"] = json!(finalizers);
+        }
         match children
             .patch(name, &PatchParams::default(), &Patch::Merge(patch))
             .await

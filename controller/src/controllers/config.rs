@@ -1,10 +1,12 @@
 //! What the controllers can be told.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
 use super::ControllerError;
+use crate::auth::service_account::keys::TokenKeys;
 
 /// Settings of all controllers. The defaults are Kubernetes' own.
 #[derive(Debug, Clone)]
@@ -28,8 +30,14 @@ pub struct ControllersConfig {
     pub terminated_pod_threshold: usize,
     /// How often pod garbage is looked for.
     pub pod_gc_period: Duration,
+    /// How long a Job waits after a pod failed; twice as long after each further one.
+    pub job_pod_failure_backoff: Duration,
+    /// How often an autoscaler is looked at.
+    pub autoscaler_period: Duration,
     /// Certificate authority that pods get as ConfigMap `kube-root-ca.crt`; empty: none is written.
     pub root_ca_pem: String,
+    /// Keys that sign the tokens kept in Secrets; `None`: none are made.
+    pub token_keys: Option<Arc<TokenKeys>>,
     /// How many keys of one controller are worked on at a time.
     pub workers: usize,
     /// How many requests one reconcile keeps in flight in a batch.
@@ -48,7 +56,10 @@ impl Default for ControllersConfig {
             unreachable_force_delete_after: None,
             terminated_pod_threshold: 12_500,
             pod_gc_period: Duration::from_secs(20),
+            job_pod_failure_backoff: Duration::from_secs(10),
+            autoscaler_period: Duration::from_secs(15),
             root_ca_pem: String::new(),
+            token_keys: None,
             workers: 5,
             batch_concurrency: 64,
         }

@@ -2,9 +2,19 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ReplicationController, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+    ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
+};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::ClusterRole;
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -12,9 +22,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::config::ControllersConfig;
+use super::departures::Departures;
 use super::events::Recorder;
 use super::pod::PodView;
-use crate::informer::{Cached, Store, slim};
+use crate::auth::service_account::SECRET_TYPE;
+use crate::informer::{Cached, Lean, Store, slim};
 
 /// Namespace of the nodes' heartbeat leases.
 pub(crate) const NODE_LEASE_NAMESPACE: &str = "kube-node-lease";
@@ -35,9 +47,28 @@ pub(crate) struct Context {
     pub(crate) replica_sets: Arc<Store<ReplicaSet>>,
     pub(crate) replication_controllers: Arc<Store<ReplicationController>>,
     pub(crate) deployments: Arc<Store<Deployment>>,
+    pub(crate) daemon_sets: Arc<Store<DaemonSet>>,
+    pub(crate) stateful_sets: Arc<Store<StatefulSet>>,
+    pub(crate) revisions: Arc<Store<ControllerRevision>>,
+    pub(crate) jobs: Arc<Store<Job>>,
+    pub(crate) cron_jobs: Arc<Store<CronJob>>,
+    pub(crate) claims: Arc<Store<PersistentVolumeClaim>>,
     pub(crate) namespaces: Arc<Store<Namespace>>,
     pub(crate) service_accounts: Arc<Store<ServiceAccount>>,
+    /// Secrets that hold a service account's token.
+    pub(crate) token_secrets: Arc<Store<Secret>>,
+    pub(crate) cluster_roles: Arc<Store<ClusterRole>>,
     pub(crate) root_ca_maps: Arc<Store<ConfigMap>>,
+    pub(crate) resource_quotas: Arc<Store<ResourceQuota>>,
+    pub(crate) disruption_budgets: Arc<Store<PodDisruptionBudget>>,
+    pub(crate) autoscalers: Arc<Store<HorizontalPodAutoscaler>>,
+    pub(crate) departures: Departures,
+    pub(crate) services: Arc<Store<Service>>,
+    pub(crate) endpoints: Arc<Store<Endpoints>>,
+    pub(crate) endpoint_slices: Arc<Store<EndpointSlice>>,
+    pub(crate) service_cidrs: Arc<Store<ServiceCIDR>>,
+    pub(crate) volumes: Arc<Store<PersistentVolume>>,
+    pub(crate) storage_classes: Arc<Store<StorageClass>>,
 }
 
 impl Context {
@@ -56,9 +87,27 @@ impl Context {
             replica_sets: Store::new(),
             replication_controllers: Store::new(),
             deployments: Store::new(),
+            daemon_sets: Store::new(),
+            stateful_sets: Store::new(),
+            revisions: Store::new(),
+            jobs: Store::new(),
+            cron_jobs: Store::new(),
+            claims: Store::new(),
             namespaces: Store::new(),
             service_accounts: Store::new(),
+            token_secrets: Store::new(),
+            cluster_roles: Store::new(),
             root_ca_maps: Store::new(),
+            resource_quotas: Store::new(),
+            disruption_budgets: Store::new(),
+            autoscalers: Store::new(),
+            departures: Departures::default(),
+            services: Store::new(),
+            endpoints: Store::new(),
+            endpoint_slices: Store::new(),
+            service_cidrs: Store::new(),
+            volumes: Store::new(),
+            storage_classes: Store::new(),
         })
     }
 
@@ -66,7 +115,12 @@ impl Context {
     pub(crate) fn follow_all(&self) {
         let client = &self.client;
         let all = watcher::Config::default;
-        self.follow(&self.pods, Api::<Pod>::all(client.clone()), all(), PodView::from);
+        self.follow(
+            &self.pods,
+            Api::<Lean<Pod>>::all(client.clone()),
+            all(),
+            PodView::from,
+        );
         self.follow(&self.nodes, Api::all(client.clone()), all(), slimmed);
         self.follow(
             &self.leases,
@@ -82,15 +136,31 @@ impl Context {
             slimmed,
         );
         self.follow(&self.deployments, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.daemon_sets, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.stateful_sets, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.revisions, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.jobs, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.cron_jobs, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.claims, Api::all(client.clone()), all(), slimmed);
         self.follow(&self.namespaces, Api::all(client.clone()), all(), slimmed);
-        // One account per namespace matters; others are not kept.
-        let named = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
+        self.follow(&self.resource_quotas, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.disruption_budgets, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.autoscalers, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.service_accounts, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.services, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.endpoints, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.endpoint_slices, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.service_cidrs, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.volumes, Api::all(client.clone()), all(), slimmed);
+        self.follow(&self.storage_classes, Api::all(client.clone()), all(), slimmed);
         self.follow(
-            &self.service_accounts,
+            &self.token_secrets,
             Api::all(client.clone()),
-            named("default"),
+            watcher::Config::default().fields(&format!("type={SECRET_TYPE}")),
             slimmed,
         );
+        self.follow(&self.cluster_roles, Api::all(client.clone()), all(), slimmed);
+        let named = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
         self.follow(
             &self.root_ca_maps,
             Api::all(client.clone()),
@@ -102,7 +172,7 @@ impl Context {
     fn follow<K, V>(
         &self,
         store: &Arc<Store<V>>,
-        api: Api<K>,
+        api: Api<Lean<K>>,
         config: watcher::Config,
         project: impl Fn(K) -> V + Send + Sync + 'static,
     ) where

@@ -9,6 +9,7 @@ use kube::core::{ApiResource, PartialObjectMeta};
 use kube::discovery::{Discovery, Scope, verbs};
 
 use super::ControllerError;
+use crate::informer::Lean;
 
 /// Any object, as far as its metadata goes.
 pub(crate) type AnyMeta = PartialObjectMeta<DynamicObject>;
@@ -40,6 +41,11 @@ impl AnyKind {
     /// Whether its objects are too short-lived and too many to be worth a graph.
     pub(crate) fn is_event(&self) -> bool {
         self.resource.plural == "events" && ["", "events.k8s.io"].contains(&self.resource.group.as_str())
+    }
+
+    /// Requests of an informer, which follows all objects of this kind.
+    pub(crate) fn watched(&self, client: &Client) -> Api<Lean<AnyMeta>> {
+        Api::all_with(client.clone(), &self.resource)
     }
 
     /// Requests for objects of this kind: in `namespace`, or everywhere.

@@ -26,6 +26,18 @@ const REFILL: Duration = Duration::from_mins(5);
 /// Remembered (object, reason, message) triples; the table is cleared when full.
 const REMEMBERED: usize = 8192;
 
+/// Who speaks of each kind, in Kubernetes' words: `kubectl describe` prints it. Of other kinds it is the recorder's component.
+const SPEAKERS: &[(&str, &str)] = &[
+    ("CronJob", "cronjob-controller"),
+    ("DaemonSet", "daemonset-controller"),
+    ("Deployment", "deployment-controller"),
+    ("Job", "job-controller"),
+    ("Node", "node-controller"),
+    ("ReplicaSet", "replicaset-controller"),
+    ("ReplicationController", "replication-controller"),
+    ("StatefulSet", "statefulset-controller"),
+];
+
 /// Whether an event is routine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -194,6 +206,8 @@ impl Writer {
             return Ok(());
         }
         self.serial += 1;
+        let speaker = SPEAKERS.iter().find(|(kind, _)| *kind == note.object_kind);
+        let component = speaker.map_or(self.component, |(_, speaker)| speaker);
         let name = format!(
             "{}.{:x}{:04x}",
             note.name,
@@ -221,10 +235,10 @@ impl Writer {
             first_timestamp: Some(Time(time)),
             last_timestamp: Some(Time(time)),
             source: Some(EventSource {
-                component: Some(self.component.to_owned()),
+                component: Some(component.to_owned()),
                 host: None,
             }),
-            reporting_component: Some(self.component.to_owned()),
+            reporting_component: Some(component.to_owned()),
             reporting_instance: Some(String::new()),
             ..Event::default()
         };

@@ -250,7 +250,7 @@ impl Collector {
             (Some(node), None) => collector.lost(node),
             (None, None) => {}
         });
-        let (api, kind) = (kind.api(&self.context.client, None), kind.clone());
+        let (api, kind) = (kind.watched(&self.context.client), kind.clone());
         let project = move |object: AnyMeta| {
             let PartialObjectMeta { metadata, .. } = object;
             Node {
@@ -324,6 +324,11 @@ impl Collector {
     }
 
     fn lost(&self, node: &Arc<Node>) {
+        let resource = &node.kind.resource;
+        let namespace = node.metadata.namespace.as_deref().unwrap_or_default();
+        self.context
+            .departures
+            .tell(&resource.group, &resource.plural, namespace);
         let (dependents, owners) = self.graph(|graph| {
             graph.remove(node);
             let owners: Vec<Arc<Node>> = node

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Pod, PodCondition, PodSpec, PodStatus, Tolerati
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 
-use crate::informer::{Cached, IndexKey, controller_of, default_index_keys, slim};
+use crate::informer::{Cached, IndexKey, ObjectKey, controller_of, default_index_keys, slim};
 
 /// Annotation that says how dear a pod is when a replica set shrinks.
 pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
@@ -144,6 +144,62 @@ pub struct PodView {
     pub host_network: bool,
     /// Its addresses.
     pub ips: Vec<Arc<str>>,
+    /// Ports of its containers that have a name.
+    pub ports: Box<[NamedPort]>,
+    /// Its name in the domain of its Service.
+    pub hostname: Option<Box<str>>,
+    /// The Service whose domain it has a name in.
+    pub subdomain: Option<Box<str>>,
+    /// The volume claims it uses.
+    pub claims: Box<[Box<str>]>,
+}
+
+/// A port of a container that others know by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedPort {
+    /// Its name.
+    pub name: Box<str>,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: Box<str>,
+    /// Its number.
+    pub number: i32,
+}
+
+/// The named ports of containers, those of sidecars last.
+fn named_ports(spec: &PodSpec) -> Box<[NamedPort]> {
+    let sidecars = spec.init_containers.iter().flatten();
+    let sidecars = sidecars.filter(|container| container.restart_policy.as_deref() == Some("Always"));
+    spec.containers
+        .iter()
+        .chain(sidecars)
+        .flat_map(|container| container.ports.iter().flatten())
+        .filter_map(|port| {
+            Some(NamedPort {
+                name: port.name.as_deref()?.into(),
+                protocol: port.protocol.as_deref().unwrap_or("TCP").into(),
+                number: port.container_port,
+            })
+        })
+        .collect()
+}
+
+/// The claims behind a pod's volumes; those made for it alone have a name made of its own.
+fn claims(name: &str, spec: &PodSpec) -> Box<[Box<str>]> {
+    spec.volumes
+        .iter()
+        .flatten()
+        .filter_map(|volume| {
+            let claim = volume.persistent_volume_claim.as_ref();
+            let own = volume
+                .ephemeral
+                .as_ref()
+                .map(|_| format!("{name}-{}", volume.name));
+            claim
+                .map(|claim| claim.claim_name.clone())
+                .or(own)
+                .map(String::into_boxed_str)
+        })
+        .collect()
 }
 
 impl From<Pod> for PodView {
@@ -154,11 +210,11 @@ impl From<Pod> for PodView {
             all.retain(|key, _| READ.contains(&key.as_str()));
             all
         });
-        let spec = pod.spec.unwrap_or_default();
+        let mut spec = pod.spec.unwrap_or_default();
         let status = pod.status.unwrap_or_default();
         let ready = status.conditions.iter().flatten().find(|c| c.type_ == "Ready");
         let pinned = pinned(&spec).filter(|_| spec.node_name.as_deref().is_none_or(str::is_empty));
-        let mut tolerations = spec.tolerations.unwrap_or_default();
+        let mut tolerations = spec.tolerations.take().unwrap_or_default();
         tolerations.retain(|t| {
             t.effect
                 .as_deref()
@@ -181,6 +237,10 @@ impl From<Pod> for PodView {
         };
         let end = End::of(&metadata, &status);
         PodView {
+            ports: named_ports(&spec),
+            claims: claims(metadata.name.as_deref().unwrap_or_default(), &spec),
+            hostname: spec.hostname.map(String::into_boxed_str),
+            subdomain: spec.subdomain.map(String::into_boxed_str),
             end,
             pinned,
             total_restarts: restarts().chain(init_restarts()).sum(),
@@ -212,6 +272,8 @@ impl Cached for PodView {
         if let Some(node) = &self.node {
             keys.push(IndexKey::Node(node.clone()));
         }
+        let claims = self.claims.iter();
+        keys.extend(claims.map(|claim| IndexKey::Claim(ObjectKey::new(self.namespace(), claim))));
         keys
     }
 }

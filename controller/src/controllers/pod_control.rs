@@ -4,15 +4,17 @@ use std::sync::Arc;
 
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube::api::{DeleteParams, PostParams, Preconditions};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Resource};
+use serde_json::json;
 use tracing::debug;
 
 use super::events::Kind;
 use super::expectations::Expectations;
 use super::pod::PodView;
-use super::{Context, ControllerError, is_not_found};
+use super::{Context, ControllerError, is_not_found, said};
 use crate::informer::{Change, ObjectKey, controller_of};
 
 /// The hand of one controller object on its pods. Who counts pods announces to [`Expectations`] what it is about to do.
@@ -45,7 +47,7 @@ impl<K: Resource<DynamicType = ()>> PodControl<'_, K> {
                     Err(error) => {
                         self.expectations.creation_observed(self.key);
                         if !is_terminating_namespace(error) {
-                            let message = format!("Error creating: {error}");
+                            let message = format!("Error creating: {}", said(error));
                             recorder.event(self.owner, Kind::Warning, "FailedCreate", message);
                         }
                     }
@@ -86,7 +88,12 @@ impl<K: Resource<DynamicType = ()>> PodControl<'_, K> {
                     }
                     Err(error) => {
                         self.expectations.deletion_observed(self.key, pod.uid());
-                        let message = format!("Error deleting: {error}");
+                        let message = match error {
+                            ControllerError::Api { source, .. } => {
+                                format!("Error deleting: {}", said(source))
+                            }
+                            other => format!("Error deleting: {other}"),
+                        };
                         recorder.event(self.owner, Kind::Warning, "FailedDelete", message);
                     }
                 }
@@ -150,6 +157,41 @@ pub(crate) async fn delete_pod(
         Err(error) => Err(ControllerError::api("delete", format!("pod {}", pod.name()))(
             error,
         )),
+    }
+}
+
+/// Why a pod does not come to an end by itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Disruption {
+    /// In a word.
+    pub(crate) reason: &'static str,
+    /// In a sentence.
+    pub(crate) message: &'static str,
+    /// Whether it counts as failed at once, because no node will ever say how it ended.
+    pub(crate) failed: bool,
+}
+
+/// Says on a pod that it is disrupted: policies of Jobs tell such failures from others.
+pub(crate) async fn disrupt(
+    api: &Api<Pod>,
+    pod: &PodView,
+    disruption: Disruption,
+) -> Result<(), ControllerError> {
+    let mut patch = json!({ "metadata": { "uid": pod.uid() }, "status": { "conditions": [{
+        "type": "DisruptionTarget", "status": "True", "reason": disruption.reason,
+        "message": disruption.message, "lastTransitionTime": Time(Timestamp::now()),
+    }] } });
+    if disruption.failed {
+        patch["status"]["phase"] = "Failed".into();
+    }
+    let params = PatchParams::default();
+    match api
+        .patch_status(pod.name(), &params, &Patch::Strategic(patch))
+        .await
+    {
+        Ok(_) => Ok(()),
+        Err(error) if is_not_found(&error) => Ok(()),
+        Err(error) => Err(ControllerError::api("mark", format!("pod {}", pod.name()))(error)),
     }
 }
 

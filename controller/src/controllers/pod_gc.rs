@@ -1,5 +1,5 @@
 //! Deletes pods that nobody else will: of nodes that are gone, unscheduled ones that are terminating, the oldest finished
-//! ones beyond a limit, and, if configured, those evicted from a node that stays silent.
+//! ones beyond a limit, terminating ones of a node that is shut down, and, if configured, those evicted from a silent node.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,15 +12,17 @@ use kube::Api;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, info};
 
-use super::node_lifecycle::UNREACHABLE;
+use super::node_lifecycle::{NOT_READY, UNREACHABLE};
 use super::pod::PodView;
-use super::pod_control::delete_pod;
+use super::pod_control::{Disruption, delete_pod, disrupt};
 use super::{Context, chain, is_not_found};
 use crate::informer::{IndexKey, ObjectKey};
 
 /// A node must be missing this long before its pods go: one that joins again under its name keeps them.
 const QUARANTINE: Duration = Duration::from_secs(5);
 const AT_ONCE: usize = 16;
+/// Taint by which a person says that a node is shut down and its pods do not run.
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
 /// Why a pod is garbage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,13 +35,41 @@ enum Garbage {
     Finished,
     /// Its node stays silent and will not confirm the deletion.
     Unreachable,
+    /// Someone has said that its node is shut down, so it cannot run any more.
+    OutOfService,
 }
 
-/// The pods to delete. `missing` are nodes that are gone for good, `silent` nodes that are unreachable.
+impl Garbage {
+    /// What the pod says of its end, where it did not come to one by itself.
+    fn disruption(self) -> Option<Disruption> {
+        let message = match self {
+            Garbage::Orphaned => "PodGC: node no longer exists",
+            Garbage::OutOfService => "PodGC: node is out-of-service",
+            Garbage::Unscheduled | Garbage::Finished | Garbage::Unreachable => return None,
+        };
+        Some(Disruption {
+            reason: "DeletionByPodGC",
+            message,
+            failed: true,
+        })
+    }
+}
+
+/// Nodes whose pods may be garbage.
+#[derive(Debug, Default)]
+struct Lost {
+    /// Gone for good.
+    missing: HashSet<Arc<str>>,
+    /// Unreachable.
+    silent: HashSet<Arc<str>>,
+    /// Not ready, and out of service as someone has said.
+    out_of_service: HashSet<Arc<str>>,
+}
+
+/// The pods to delete.
 fn garbage(
     pods: &[Arc<PodView>],
-    missing: &HashSet<Arc<str>>,
-    silent: &HashSet<Arc<str>>,
+    lost: &Lost,
     threshold: usize,
     force_after: Option<Duration>,
     now: Timestamp,
@@ -53,8 +83,11 @@ fn garbage(
             deleted.is_some_and(|deleted| now.duration_since(deleted) >= after)
         };
         match &pod.node {
-            Some(node) if missing.contains(node) => out.push((pod.clone(), Garbage::Orphaned)),
-            Some(node) if silent.contains(node) && force_after.is_some_and(overdue) => {
+            Some(node) if lost.missing.contains(node) => out.push((pod.clone(), Garbage::Orphaned)),
+            Some(node) if lost.out_of_service.contains(node) && pod.is_terminating() => {
+                out.push((pod.clone(), Garbage::OutOfService));
+            }
+            Some(node) if lost.silent.contains(node) && force_after.is_some_and(overdue) => {
                 out.push((pod.clone(), Garbage::Unreachable));
             }
             None if pod.is_terminating() => out.push((pod.clone(), Garbage::Unscheduled)),
@@ -102,25 +135,27 @@ async fn collect(context: &Context) {
     } else {
         confirmed_missing(context, suspects).await
     };
-    let silent: HashSet<Arc<str>> = context
-        .nodes
-        .all()
-        .iter()
-        .filter(|node| {
-            let taints = node
-                .spec
-                .as_ref()
-                .and_then(|spec| spec.taints.as_deref())
-                .unwrap_or_default();
-            taints.iter().any(|taint| taint.key == UNREACHABLE)
-        })
-        .filter_map(|node| node.metadata.name.as_deref().map(Into::into))
-        .collect();
+    let mut lost = Lost {
+        missing,
+        ..Lost::default()
+    };
+    for node in context.nodes.all() {
+        let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref());
+        let tainted = |key: &str| taints.unwrap_or_default().iter().any(|taint| taint.key == key);
+        let Some(name) = node.metadata.name.as_deref() else {
+            continue;
+        };
+        if tainted(UNREACHABLE) {
+            lost.silent.insert(name.into());
+        }
+        if tainted(OUT_OF_SERVICE) && (tainted(UNREACHABLE) || tainted(NOT_READY)) {
+            lost.out_of_service.insert(name.into());
+        }
+    }
     let config = &context.config;
     let due = garbage(
         &pods,
-        &missing,
-        &silent,
+        &lost,
         config.terminated_pod_threshold,
         config.unreachable_force_delete_after,
         Timestamp::now(),
@@ -129,6 +164,12 @@ async fn collect(context: &Context) {
     stream::iter(due)
         .for_each_concurrent(AT_ONCE, |(pod, why)| async move {
             let api: Api<Pod> = Api::namespaced(context.client.clone(), pod.namespace());
+            if let Some(disruption) = why.disruption().filter(|_| !pod.is_finished())
+                && let Err(error) = disrupt(&api, &pod, disruption).await
+            {
+                debug!(pod = pod.name(), error = %chain(&error), "pod not marked, will retry");
+                return;
+            }
             match delete_pod(&api, &pod, Some(0)).await {
                 Ok(()) => info!(pod = pod.name(), namespace = pod.namespace(), ?why, "pod deleted"),
                 Err(error) => debug!(pod = pod.name(), error = %chain(&error), "pod not deleted, will retry"),
@@ -196,31 +237,39 @@ mod tests {
             pod("pending", None, None, Phase::Pending, 10),
             pod("evicted", Some("silent"), Some(61), Phase::Running, 10),
             pod("evicted-lately", Some("silent"), Some(59), Phase::Running, 10),
+            pod("shut-down", Some("off"), Some(1), Phase::Running, 10),
+            pod("not-deleted", Some("off"), None, Phase::Running, 10),
             pod("oldest", Some("up"), None, Phase::Succeeded, 30),
             pod("old", Some("up"), None, Phase::Failed, 20),
             pod("recent", Some("up"), None, Phase::Succeeded, 10),
         ];
         let names = |threshold, force: Option<u64>| {
             let set = |name: &str| HashSet::from([Arc::from(name)]);
-            garbage(
-                &pods,
-                &set("gone"),
-                &set("silent"),
-                threshold,
-                force.map(Duration::from_secs),
-                now,
-            )
-            .into_iter()
-            .map(|(pod, why)| format!("{} {why:?}", pod.name()))
-            .collect::<Vec<_>>()
+            let lost = Lost {
+                missing: set("gone"),
+                silent: set("silent"),
+                out_of_service: set("off"),
+            };
+            garbage(&pods, &lost, threshold, force.map(Duration::from_secs), now)
+                .into_iter()
+                .map(|(pod, why)| format!("{} {why:?}", pod.name()))
+                .collect::<Vec<_>>()
         };
-        assert_eq!(names(10, None), ["orphan Orphaned", "unscheduled Unscheduled"]);
+        assert_eq!(
+            names(10, None),
+            [
+                "orphan Orphaned",
+                "unscheduled Unscheduled",
+                "shut-down OutOfService"
+            ]
+        );
         assert_eq!(
             names(1, Some(60)),
             [
                 "orphan Orphaned",
                 "unscheduled Unscheduled",
                 "evicted Unreachable",
+                "shut-down OutOfService",
                 "oldest Finished",
                 "old Finished"
             ]

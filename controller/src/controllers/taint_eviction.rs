@@ -7,16 +7,14 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
-use serde_json::json;
 
 use super::events::Kind;
 use super::node_lifecycle::{NOT_READY, UNREACHABLE};
 use super::pod::PodView;
-use super::{Context, ControllerError, Outcome, is_not_found, spawn_workers};
+use super::pod_control::{Disruption, delete_pod, disrupt};
+use super::{Context, ControllerError, Outcome, spawn_workers};
 use crate::informer::{IndexKey, ObjectKey};
 use crate::queue::{Backoff, Queue};
 use crate::scheduler::filter::tolerates;
@@ -196,40 +194,20 @@ fn tell(context: &Context, pod: &PodView, what: &str) {
 /// Deletes a pod; its condition says why before, so that its owner can count it as disrupted.
 async fn evict(context: &Context, pod: Arc<PodView>) -> Result<(), ControllerError> {
     let api: Api<Pod> = Api::namespaced(context.client.clone(), pod.namespace());
-    let what = || format!("pod {}/{}", pod.namespace(), pod.name());
     tell(context, &pod, "Marking for deletion Pod");
-    let patch = json!({
-        "metadata": { "uid": pod.uid() },
-        "status": { "conditions": [{
-            "type": "DisruptionTarget",
-            "status": "True",
-            "reason": "DeletionByTaintManager",
-            "message": "Taint manager: deleting due to NoExecute taint",
-            "lastTransitionTime": Time(Timestamp::now()),
-        }] },
-    });
-    match api
-        .patch_status(pod.name(), &PatchParams::default(), &Patch::Strategic(patch))
-        .await
-    {
-        Err(error) if is_not_found(&error) => return Ok(()),
-        other => other.map_err(ControllerError::api("patch status of", what()))?,
+    let disruption = Disruption {
+        reason: "DeletionByTaintManager",
+        message: "Taint manager: deleting due to NoExecute taint",
+        failed: false,
     };
-    let params = DeleteParams {
-        preconditions: Some(Preconditions {
-            uid: pod.metadata.uid.clone(),
-            resource_version: None,
-        }),
-        ..DeleteParams::default()
-    };
-    match api.delete(pod.name(), &params).await {
-        Err(error) if is_not_found(&error) => Ok(()),
-        other => other.map(|_| ()).map_err(ControllerError::api("delete", what())),
-    }
+    disrupt(&api, &pod, disruption).await?;
+    delete_pod(&api, &pod, None).await
 }
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
     use super::*;
 
     fn now() -> Timestamp {

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::Subresource::{Scale, Status};
-use super::{NAME, Problems, Resource, field, number, printing, row, text, validation, wide};
+use super::{NAME, Resource, field, number, printing, row, text, validation, wide};
 
 pub(super) static RESOURCES: &[Resource] = &[
     Resource {
@@ -70,7 +70,7 @@ pub(super) static RESOURCES: &[Resource] = &[
                 printing::selector(&spec["selector"]),
             ]
         },
-        validate: workload,
+        validate: validation::workload::daemon_set,
         ..row(
             "apps",
             "v1",
@@ -110,12 +110,7 @@ pub(super) static RESOURCES: &[Resource] = &[
                 printing::selector(&spec["selector"]),
             ]
         },
-        validate: |deployment, old, problems| {
-            workload(deployment, old, problems);
-            validation::non_negative(deployment, "spec.revisionHistoryLimit", problems);
-            validation::non_negative(deployment, "spec.progressDeadlineSeconds", problems);
-            strategy(&deployment["spec"]["strategy"], problems);
-        },
+        validate: validation::workload::deployment,
         ..row(
             "apps",
             "v1",
@@ -135,7 +130,7 @@ pub(super) static RESOURCES: &[Resource] = &[
             let selector = printing::selector(&set["spec"]["selector"]);
             replica_cells(set, now, selector)
         },
-        validate: workload,
+        validate: validation::workload::replica_set,
         ..row(
             "apps",
             "v1",
@@ -169,7 +164,7 @@ pub(super) static RESOURCES: &[Resource] = &[
                 images,
             ]
         },
-        validate: workload,
+        validate: validation::workload::stateful_set,
         ..row(
             "apps",
             "v1",
@@ -206,45 +201,4 @@ pub(super) fn replica_cells(set: &Value, now: jiff::Timestamp, selector: Value) 
         images,
         selector,
     ]
-}
-
-fn workload(object: &Value, old: Option<&Value>, problems: &mut Problems) {
-    let spec = &object["spec"];
-    validation::non_negative(object, "spec.replicas", problems);
-    validation::non_negative(object, "spec.minReadySeconds", problems);
-    validation::workload_selector(spec, problems);
-    validation::pod_spec(&spec["template"]["spec"], "spec.template.spec", problems);
-    always(&spec["template"]["spec"], problems);
-    validation::immutable(object, old, "spec.selector", problems);
-}
-
-/// Pods that are replaced must be restarted as well.
-pub(super) fn always(spec: &Value, problems: &mut Problems) {
-    let policy = &spec["restartPolicy"];
-    if policy.as_str().is_some_and(|policy| policy != "Always") {
-        problems.not_supported("spec.template.spec.restartPolicy", policy, &["Always"]);
-    }
-}
-
-fn strategy(strategy: &Value, problems: &mut Problems) {
-    let kind = &strategy["type"];
-    match kind.as_str() {
-        Some("Recreate") if strategy["rollingUpdate"].is_object() => problems.forbidden(
-            "spec.strategy.rollingUpdate",
-            "may not be specified when strategy `type` is 'Recreate'",
-        ),
-        Some("RollingUpdate") => {
-            let rolling = &strategy["rollingUpdate"];
-            let zero = |value: &Value| *value == 0 || *value == "0%" || *value == "0";
-            if zero(&rolling["maxUnavailable"]) && zero(&rolling["maxSurge"]) {
-                problems.invalid(
-                    "spec.strategy.rollingUpdate.maxUnavailable",
-                    &rolling["maxUnavailable"],
-                    "may not be 0 when `maxSurge` is 0",
-                );
-            }
-        }
-        Some("Recreate") | None => {}
-        Some(_) => problems.not_supported("spec.strategy.type", kind, &["Recreate", "RollingUpdate"]),
-    }
 }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::Subresource::Status;
-use super::{Column, Conversion, NAME, Resource, printing, row, text};
+use super::{Column, Conversion, NAME, Resource, number, printing, row, text, validation};
 
 mod v1;
 
@@ -15,6 +15,7 @@ pub(super) static RESOURCES: &[Resource] = &[
         subresources: &[Status],
         columns: COLUMNS,
         cells,
+        validate: validation::autoscaler::autoscaler,
         ..row(
             "autoscaling",
             "v2",
@@ -46,6 +47,20 @@ pub(super) static RESOURCES: &[Resource] = &[
         )
     },
 ];
+
+/// What the subresource `scale` of other kinds is printed by; no resource of its own.
+pub(crate) static SCALE: Resource = Resource {
+    columns: &[NAME, number("Desired"), number("Available"), text("Age")],
+    cells: |scale, now| {
+        vec![
+            scale["metadata"]["name"].clone(),
+            printing::count(&scale["spec"]["replicas"]),
+            printing::count(&scale["status"]["replicas"]),
+            printing::age(scale, now),
+        ]
+    },
+    ..row("autoscaling", "v1", "Scale", ("", ""), "")
+};
 
 const COLUMNS: &[Column] = &[
     NAME,

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::Subresource::Status;
-use super::{Field, NAME, Resource, boolean, number, printing, row, text, wide};
+use super::{Field, NAME, Resource, boolean, number, printing, row, text, validation, wide};
 
 pub(super) static RESOURCES: &[Resource] = &[
     Resource {
@@ -51,6 +51,7 @@ pub(super) static RESOURCES: &[Resource] = &[
                 printing::selector(&job["selector"]),
             ]
         },
+        validate: validation::job::cron_job,
         ..row(
             "batch",
             "v1",
@@ -93,6 +94,7 @@ pub(super) static RESOURCES: &[Resource] = &[
             ]
         },
         prepare: label_pods,
+        validate: validation::job::job,
         ..row("batch", "v1", "Job", ("jobs", "job"), "batch/jobs")
     },
 ];

@@ -6,7 +6,10 @@ mod quota;
 mod service;
 mod volume;
 
+pub(crate) use pod::qos_class;
 use serde_json::{Value, json};
+
+use crate::auth::service_account::{ACCOUNT_ANNOTATION, SECRET_TYPE};
 
 use super::Subresource::{
     Attach, Binding, EphemeralContainers, Eviction, Exec, Finalize, Log, PortForward, Proxy, Resize, Scale,
@@ -72,12 +75,7 @@ pub(super) static RESOURCES: &[Resource] = &[
             }
             namespace["status"] = json!({"phase": "Active"});
         },
-        validate: |namespace, _, problems| {
-            let name = &namespace["metadata"]["name"];
-            if let Some(problem) = validation::label_problem(name.as_str().unwrap_or_default()) {
-                problems.invalid("metadata.name", name, &problem);
-            }
-        },
+        name_problem: validation::label_problem,
         ..row("", "v1", "Namespace", ("namespaces", "namespace"), "namespaces")
     },
     Resource {
@@ -158,7 +156,7 @@ pub(super) static RESOURCES: &[Resource] = &[
             vec![template["metadata"]["name"].clone(), names, images, labels]
         },
         validate: |template, _, problems| {
-            validation::pod_spec(&template["template"]["spec"], "template.spec", problems);
+            validation::pod_template(&template["template"], "template", problems);
         },
         ..row(
             "",
@@ -188,24 +186,7 @@ pub(super) static RESOURCES: &[Resource] = &[
                 controller["metadata"]["labels"] = labels;
             }
         },
-        validate: |controller, _, problems| {
-            let spec = &controller["spec"];
-            validation::non_negative(controller, "spec.replicas", problems);
-            let labels = &spec["template"]["metadata"]["labels"];
-            match spec["selector"]
-                .as_object()
-                .filter(|selector| !selector.is_empty())
-            {
-                None => problems.required("spec.selector", ""),
-                Some(selector) if !selector.iter().all(|(key, value)| labels[key] == *value) => {
-                    let detail = "`selector` does not match template `labels`";
-                    problems.invalid("spec.template.metadata.labels", labels, detail);
-                }
-                Some(_) => {}
-            }
-            validation::pod_spec(&spec["template"]["spec"], "spec.template.spec", problems);
-            apps::always(&spec["template"]["spec"], problems);
-        },
+        validate: validation::workload::replication_controller,
         ..row(
             "",
             "v1",
@@ -227,6 +208,10 @@ pub(super) static RESOURCES: &[Resource] = &[
             ]
         },
         validate: |secret, old, problems| {
+            let annotations = &secret["metadata"]["annotations"];
+            if secret["type"] == SECRET_TYPE && !annotations[ACCOUNT_ANNOTATION].is_string() {
+                problems.required(&format!("metadata.annotations[{ACCOUNT_ANNOTATION}]"), "");
+            }
             data_keys(secret, &["data"], problems);
             validation::immutable(secret, old, "type", problems);
             if let Some(old) = old.filter(|old| old["immutable"] == true)

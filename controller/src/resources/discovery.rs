@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{NAME, Resource, printing, row, text};
+use super::{NAME, Resource, printing, row, text, validation};
 
 pub(super) static RESOURCES: &[Resource] = &[Resource {
     generation: true,
@@ -38,6 +38,7 @@ pub(super) static RESOURCES: &[Resource] = &[Resource {
             printing::age(slice, now),
         ]
     },
+    validate: validation::service::endpoint_slice,
     ..row(
         "discovery.k8s.io",
         "v1",

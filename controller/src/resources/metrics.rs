@@ -1,4 +1,7 @@
 //! `metrics.k8s.io`: what nodes and pods use, as their nodes report it. Where nothing reports, there is nothing.
+//!
+//! A report carries the labels of what it is about, since readers select by them; a pod's report names the pod as its owner, so
+//! that it goes with the pod.
 
 use serde_json::Value;
 

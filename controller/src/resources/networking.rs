@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Subresource::Status;
-use super::{NAME, Resource, printing, row, text};
+use super::{NAME, Resource, printing, row, text, validation};
 
 pub(super) static RESOURCES: &[Resource] = &[
     Resource {
@@ -26,6 +26,7 @@ pub(super) static RESOURCES: &[Resource] = &[
                 printing::age(class, now),
             ]
         },
+        validate: validation::network::ingress_class,
         ..row(
             GROUP,
             "v1",
@@ -58,6 +59,7 @@ pub(super) static RESOURCES: &[Resource] = &[
                 printing::age(ingress, now),
             ]
         },
+        validate: validation::network::ingress,
         ..row(
             GROUP,
             "v1",
@@ -88,6 +90,8 @@ pub(super) static RESOURCES: &[Resource] = &[
                 printing::age(address, now),
             ]
         },
+        validate: validation::network::ip_address,
+        name_problem: validation::path_segment_problem,
         ..row(
             GROUP,
             "v1",
@@ -107,6 +111,7 @@ pub(super) static RESOURCES: &[Resource] = &[
                 printing::age(policy, now),
             ]
         },
+        validate: validation::network::policy,
         ..row(
             GROUP,
             "v1",
@@ -128,6 +133,7 @@ pub(super) static RESOURCES: &[Resource] = &[
                 printing::age(range, now),
             ]
         },
+        validate: validation::network::service_cidr,
         ..row(
             GROUP,
             "v1",

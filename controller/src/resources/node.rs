@@ -1,6 +1,6 @@
 //! `node.k8s.io`: how nodes run containers.
 
-use super::{NAME, Resource, printing, row, text};
+use super::{NAME, Resource, printing, row, text, validation};
 
 pub(super) static RESOURCES: &[Resource] = &[Resource {
     namespaced: false,
@@ -11,6 +11,18 @@ pub(super) static RESOURCES: &[Resource] = &[Resource {
             class["handler"].clone(),
             printing::age(class, now),
         ]
+    },
+    validate: |class, old, problems| {
+        let handler = &class["handler"];
+        match handler.as_str().unwrap_or_default() {
+            "" => problems.required("handler", ""),
+            text => {
+                if let Some(problem) = validation::label_problem(text) {
+                    problems.invalid("handler", handler, &problem);
+                }
+            }
+        }
+        validation::immutable(class, old, "handler", problems);
     },
     ..row(
         "node.k8s.io",

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::Subresource::Status;
-use super::{NAME, Resource, number, printing, row, text};
+use super::{NAME, Resource, number, printing, row, text, validation};
 
 pub(super) static RESOURCES: &[Resource] = &[Resource {
     short_names: &["pdb"],
@@ -30,6 +30,26 @@ pub(super) static RESOURCES: &[Resource] = &[Resource {
             printing::count(&budget["status"]["disruptionsAllowed"]),
             printing::age(budget, now),
         ]
+    },
+    validate: |budget, _, problems| {
+        let spec = &budget["spec"];
+        if !spec["minAvailable"].is_null() && !spec["maxUnavailable"].is_null() {
+            let detail = "minAvailable and maxUnavailable cannot be both set";
+            problems.invalid("spec", spec, detail);
+        }
+        for key in ["minAvailable", "maxUnavailable"] {
+            let (value, field) = (&spec[key], format!("spec.{key}"));
+            validation::count_or_percent(value, &field, problems);
+            validation::percent_at_most_100(value, &field, problems);
+        }
+        if spec["selector"].is_object() {
+            validation::label_selector(&spec["selector"], "spec.selector", problems);
+        }
+        let policy = &spec["unhealthyPodEvictionPolicy"];
+        if !matches!(policy.as_str(), None | Some("AlwaysAllow" | "IfHealthyBudget")) {
+            let known = ["AlwaysAllow", "IfHealthyBudget"];
+            problems.not_supported("spec.unhealthyPodEvictionPolicy", policy, &known);
+        }
     },
     ..row(
         "policy",

@@ -3,13 +3,15 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Column, NAME, Resource, printing, row, text, wide};
+use super::{Column, NAME, Resource, printing, row, text, validation, wide};
 
 pub(super) static RESOURCES: &[Resource] = &[
     Resource {
         namespaced: false,
         columns: BINDING_COLUMNS,
         cells: binding_cells,
+        name_problem: validation::path_segment_problem,
+        validate: validation::rbac::cluster_role_binding,
         ..row(
             GROUP,
             "v1",
@@ -20,6 +22,8 @@ pub(super) static RESOURCES: &[Resource] = &[
     },
     Resource {
         namespaced: false,
+        name_problem: validation::path_segment_problem,
+        validate: validation::rbac::cluster_role,
         ..row(
             GROUP,
             "v1",
@@ -31,6 +35,8 @@ pub(super) static RESOURCES: &[Resource] = &[
     Resource {
         columns: BINDING_COLUMNS,
         cells: binding_cells,
+        name_problem: validation::path_segment_problem,
+        validate: validation::rbac::role_binding,
         ..row(
             GROUP,
             "v1",
@@ -39,13 +45,17 @@ pub(super) static RESOURCES: &[Resource] = &[
             "rbac.authorization.k8s.io/rolebindings",
         )
     },
-    row(
-        GROUP,
-        "v1",
-        "Role",
-        ("roles", "role"),
-        "rbac.authorization.k8s.io/roles",
-    ),
+    Resource {
+        name_problem: validation::path_segment_problem,
+        validate: validation::rbac::role,
+        ..row(
+            GROUP,
+            "v1",
+            "Role",
+            ("roles", "role"),
+            "rbac.authorization.k8s.io/roles",
+        )
+    },
 ];
 
 const GROUP: &str = "rbac.authorization.k8s.io";

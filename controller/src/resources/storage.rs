@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Subresource::Status;
-use super::{NAME, Resource, boolean, number, printing, row, text};
+use super::{NAME, Resource, boolean, number, printing, row, text, validation};
 
 pub(super) static RESOURCES: &[Resource] = &[
     Resource {
@@ -112,6 +112,7 @@ pub(super) static RESOURCES: &[Resource] = &[
                 printing::age(class, now),
             ]
         },
+        validate: validation::claim::storage_class,
         ..row(
             GROUP,
             "v1",

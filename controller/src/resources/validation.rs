@@ -6,11 +6,19 @@ use serde_json::{Value, json};
 
 use crate::selector::{label_key_problem, label_value_problem};
 
+pub(crate) mod autoscaler;
+pub(crate) mod claim;
 mod container;
+pub(crate) mod job;
+pub(crate) mod network;
 mod pod;
+pub(crate) mod quota;
+pub(crate) mod rbac;
+pub(crate) mod service;
 mod volume;
+pub(crate) mod workload;
 
-pub(crate) use pod::pod_spec;
+pub(crate) use pod::{pod_spec, pod_template};
 
 /// The kind of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +99,17 @@ impl Problems {
         );
     }
 
+    /// A list of texts is not right; clients know it printed like this.
+    pub fn invalid_list(&mut self, field: &str, list: &Value, detail: &str) {
+        let texts = list.as_array().into_iter().flatten().map(Value::to_string);
+        let shown = format!("[]string{{{}}}", texts.collect::<Vec<_>>().join(", "));
+        self.add(
+            Reason::Invalid,
+            field,
+            with_detail(&format!("Invalid value: {shown}"), detail),
+        );
+    }
+
     /// A value is none of those known.
     pub fn not_supported(&mut self, field: &str, value: &Value, known: &[&str]) {
         let known: Vec<_> = known.iter().map(|k| format!("{k:?}")).collect();
@@ -109,6 +128,12 @@ impl Problems {
     /// A value names what is not there.
     pub fn not_found(&mut self, field: &str, value: &Value) {
         self.add(Reason::NotFound, field, format!("Not found: {value}"));
+    }
+
+    /// A list is too long.
+    pub fn too_many(&mut self, field: &str, have: usize, most: usize) {
+        let message = format!("Too many: {have}: must have at most {most} items");
+        self.add(Reason::TooMany, field, message);
     }
 
     /// A value is there twice.
@@ -131,6 +156,10 @@ const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower ca
 const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must \
      start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is \
      '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
+
+const DNS_1035: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic \
+     character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is \
+     '[a-z]([-a-z0-9]*[a-z0-9])?')";
 
 fn is_label(text: &str) -> bool {
     let edge = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
@@ -155,6 +184,15 @@ pub(crate) fn label_problem(name: &str) -> Option<String> {
     (!is_label(name)).then(|| LABEL.to_owned())
 }
 
+/// What is wrong with the name of a Service, which begins with a letter.
+pub(crate) fn dns_1035_problem(name: &str) -> Option<String> {
+    if name.len() > 63 {
+        return Some("must be no more than 63 bytes".to_owned());
+    }
+    let fine = is_label(name) && name.starts_with(|c: char| c.is_ascii_lowercase());
+    (!fine).then(|| DNS_1035.to_owned())
+}
+
 /// Names of kinds that only have to be safe in a path.
 pub(crate) fn path_segment_problem(name: &str) -> Option<String> {
     if name == "." || name == ".." {
@@ -168,16 +206,7 @@ pub(crate) fn path_segment_problem(name: &str) -> Option<String> {
 
 /// Checks labels, annotations, finalizers and owners.
 pub(crate) fn metadata(metadata: &Value, problems: &mut Problems) {
-    if let Some(labels) = metadata["labels"].as_object() {
-        for (key, value) in labels {
-            if let Some(problem) = label_key_problem(key) {
-                problems.invalid("metadata.labels", &json!(key), &problem);
-            }
-            if let Some(problem) = label_value_problem(value.as_str().unwrap_or_default()) {
-                problems.invalid("metadata.labels", value, &problem);
-            }
-        }
-    }
+    labels(&metadata["labels"], "metadata.labels", problems);
     if let Some(annotations) = metadata["annotations"].as_object() {
         let mut size = 0;
         for (key, value) in annotations {
@@ -223,38 +252,84 @@ pub(crate) fn metadata(metadata: &Value, problems: &mut Problems) {
     }
 }
 
-/// Checks a label selector of a workload and that it selects the workload's own pods.
-pub(crate) fn workload_selector(spec: &Value, problems: &mut Problems) {
-    use crate::selector::LabelSelector;
-    let selector = &spec["selector"];
-    if selector.is_null() {
-        problems.required("spec.selector", "");
-        return;
-    }
-    let labels = &spec["template"]["metadata"]["labels"];
-    match LabelSelector::from_value(selector) {
-        Err(error) => problems.invalid("spec.selector", selector, &error.to_string()),
-        Ok(selector_) if selector_.is_everything() => {
-            problems.invalid(
-                "spec.selector",
-                selector,
-                "empty selector is invalid for deployment",
-            );
+/// Checks labels.
+pub(crate) fn labels(labels: &Value, at: &str, problems: &mut Problems) {
+    for (key, value) in labels.as_object().into_iter().flatten() {
+        if let Some(problem) = label_key_problem(key) {
+            problems.invalid(at, &json!(key), &problem);
         }
-        Ok(selector_) if !selector_.matches(labels) => problems.invalid(
-            "spec.template.metadata.labels",
-            labels,
-            "`selector` does not match template `labels`",
-        ),
-        Ok(_) => {}
+        if let Some(problem) = label_value_problem(text(value)) {
+            problems.invalid(at, value, &problem);
+        }
+    }
+}
+
+/// Checks a label selector.
+pub(crate) fn label_selector(selector: &Value, at: &str, problems: &mut Problems) {
+    labels(&selector["matchLabels"], &format!("{at}.matchLabels"), problems);
+    for (field, term) in items(&selector["matchExpressions"], &format!("{at}.matchExpressions")) {
+        let values = term["values"].as_array().map_or(&[][..], Vec::as_slice);
+        match text(&term["operator"]) {
+            "In" | "NotIn" if values.is_empty() => problems.required(
+                &format!("{field}.values"),
+                "must be specified when `operator` is 'In' or 'NotIn'",
+            ),
+            "Exists" | "DoesNotExist" if !values.is_empty() => problems.forbidden(
+                &format!("{field}.values"),
+                "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+            ),
+            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+            _ => problems.invalid(
+                &format!("{field}.operator"),
+                &term["operator"],
+                "not a valid selector operator",
+            ),
+        }
+        if let Some(problem) = label_key_problem(text(&term["key"])) {
+            problems.invalid(&format!("{field}.key"), &json!(text(&term["key"])), &problem);
+        }
+        for (field, value) in items(&term["values"], &format!("{field}.values")) {
+            if let Some(problem) = label_value_problem(text(value)) {
+                problems.invalid(&field, value, &problem);
+            }
+        }
     }
 }
 
 /// Checks that a number is not negative.
 pub(crate) fn non_negative(object: &Value, path: &str, problems: &mut Problems) {
     let value = path.split('.').fold(object, |value, part| &value[part]);
+    at_least_zero(value, path, problems);
+}
+
+/// Checks that a value is not a negative number.
+fn at_least_zero(value: &Value, field: &str, problems: &mut Problems) {
     if value.as_i64().is_some_and(|number| number < 0) {
-        problems.invalid(path, value, "must be greater than or equal to 0");
+        problems.invalid(field, value, "must be greater than or equal to 0");
+    }
+}
+
+/// Checks a number, or a share such as `25%`.
+pub(crate) fn count_or_percent(value: &Value, field: &str, problems: &mut Problems) {
+    if let Some(text) = value.as_str() {
+        let digits = text.strip_suffix('%').unwrap_or_default();
+        if digits.is_empty() || !digits.bytes().all(|c| c.is_ascii_digit()) {
+            let detail = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used \
+                          for validation is '[0-9]+%')";
+            problems.invalid(field, value, detail);
+        }
+    } else {
+        at_least_zero(value, field, problems);
+    }
+}
+
+/// Checks that a share is not more than all.
+pub(crate) fn percent_at_most_100(value: &Value, field: &str, problems: &mut Problems) {
+    let percent = value
+        .as_str()
+        .and_then(|text| text.strip_suffix('%')?.parse::<u64>().ok());
+    if percent.is_some_and(|percent| percent > 100) {
+        problems.invalid(field, value, "must not be greater than 100%");
     }
 }
 
@@ -302,6 +377,57 @@ fn supported(object: &Value, at: &str, key: &str, known: &[&str], problems: &mut
     if let Some(value) = object[key].as_str()
         && !known.contains(&value)
     {
-        problems.not_supported(&format!("{at}.{key}"), &object[key], known);
+        let field = if at.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{at}.{key}")
+        };
+        problems.not_supported(&field, &object[key], known);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a check says of an object.
+    pub(super) fn said(
+        check: fn(&Value, Option<&Value>, &mut Problems),
+        object: &Value,
+        old: Option<&Value>,
+    ) -> Vec<String> {
+        let mut problems = Problems::default();
+        check(object, old, &mut problems);
+        let texts = problems
+            .0
+            .into_iter()
+            .map(|problem| format!("{}: {}", problem.field, problem.message));
+        texts.collect()
+    }
+
+    #[test]
+    fn label_selectors_are_checked_as_kubernetes_does() {
+        let check = |object: &Value, _: Option<&Value>, problems: &mut Problems| {
+            label_selector(object, "s", problems);
+        };
+        for (term, expected) in [
+            (
+                json!({"key": "a", "operator": "In"}),
+                "s.matchExpressions[0].values: Required value: must be specified when `operator` is 'In' or 'NotIn'",
+            ),
+            (
+                json!({"key": "a", "operator": "Exists", "values": ["b"]}),
+                "s.matchExpressions[0].values: Forbidden: may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+            ),
+            (
+                json!({"key": "a", "operator": "Gt", "values": ["1"]}),
+                "s.matchExpressions[0].operator: Invalid value: \"Gt\": not a valid selector operator",
+            ),
+        ] {
+            assert_eq!(
+                said(check, &json!({"matchExpressions": [term]}), None),
+                [expected]
+            );
+        }
     }
 }

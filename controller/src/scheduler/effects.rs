@@ -12,6 +12,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::pod::PodInfo;
@@ -24,8 +25,6 @@ use crate::informer::{ObjectKey, Store};
 const BIND_TIMEOUT: Duration = Duration::from_secs(30);
 /// A pod whose volumes are not bound after this time is decided anew.
 const VOLUME_TIMEOUT: Duration = Duration::from_mins(10);
-/// How often claims are looked at while a pod waits for them.
-const VOLUME_CHECK: Duration = Duration::from_millis(100);
 /// Victims told to leave at a time.
 const VICTIMS_AT_ONCE: usize = 16;
 
@@ -75,6 +74,7 @@ pub(super) struct Effects {
     pub(super) client: Client,
     pub(super) recorder: Recorder,
     pub(super) claims: Arc<Store<ClaimView>>,
+    pub(super) claims_changed: watch::Receiver<()>,
     /// The name under which victims are told who is at it.
     pub(super) name: String,
 }
@@ -167,7 +167,9 @@ impl Effects {
 
     async fn wait_for_volumes(&self, acts: &[Act]) -> Result<(), BindError> {
         let mut told = vec![false; acts.len()];
+        let mut changed = self.claims_changed.clone();
         loop {
+            changed.mark_unchanged();
             let mut all_bound = true;
             for (act, told) in acts.iter().zip(&mut told) {
                 let (Act::Bind { claim, .. } | Act::Provision { claim }) = act;
@@ -185,7 +187,8 @@ impl Effects {
             if all_bound {
                 return Ok(());
             }
-            tokio::time::sleep(VOLUME_CHECK).await;
+            // The store and its mark live as long as the scheduler.
+            let _ = changed.changed().await;
         }
     }
 

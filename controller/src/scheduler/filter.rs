@@ -8,6 +8,7 @@ mod tests;
 
 use std::fmt;
 
+pub use node_affinity::requirement_matches;
 pub use taints::tolerates;
 
 use super::census::{Carrier, Wish};
@@ -49,6 +50,8 @@ pub enum Rejection {
     },
     /// A volume keeps the pod away.
     Volume(&'static str),
+    /// Another pod uses a claim that one pod alone may use.
+    ClaimInUse,
     /// Pods would not be spread as asked.
     Spread,
     /// The node has no value for a label by which pods are spread.
@@ -68,6 +71,7 @@ impl Rejection {
             Rejection::Ports
             | Rejection::TooManyPods
             | Rejection::Insufficient { ever: true, .. }
+            | Rejection::ClaimInUse
             | Rejection::Spread
             | Rejection::PodAntiAffinity
             | Rejection::ExistingAntiAffinity => true,
@@ -90,13 +94,15 @@ impl Rejection {
             | Rejection::Affinity
             | Rejection::NotNamed
             | Rejection::SpreadLabel => Blockers::NODES,
-            Rejection::Ports | Rejection::TooManyPods | Rejection::Insufficient { .. } => {
-                Blockers::NODES | Blockers::ROOM
-            }
+            Rejection::Ports
+            | Rejection::TooManyPods
+            | Rejection::Insufficient { .. }
+            | Rejection::ClaimInUse
+            | Rejection::PodAntiAffinity
+            | Rejection::ExistingAntiAffinity => Blockers::NODES | Blockers::ROOM,
             Rejection::Volume(_) => Blockers::NODES | Blockers::VOLUMES,
             Rejection::Spread => Blockers::NODES | Blockers::ROOM | Blockers::PODS,
             Rejection::PodAffinity => Blockers::NODES | Blockers::PODS,
-            Rejection::PodAntiAffinity | Rejection::ExistingAntiAffinity => Blockers::NODES | Blockers::ROOM,
         }
     }
 }
@@ -112,6 +118,9 @@ impl fmt::Display for Rejection {
             Rejection::TooManyPods => f.write_str("Too many pods"),
             Rejection::Insufficient { resource, .. } => write!(f, "Insufficient {resource}"),
             Rejection::Volume(why) => f.write_str(why),
+            Rejection::ClaimInUse => f.write_str(
+                "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode",
+            ),
             Rejection::Spread => f.write_str("node(s) didn't match pod topology spread constraints"),
             Rejection::SpreadLabel => {
                 f.write_str("node(s) didn't match pod topology spread constraints (missing required label)")
@@ -138,6 +147,7 @@ pub(super) struct Checks<'a> {
     pod: &'a PodInfo,
     plan: &'a Plan,
     volumes: &'a VolumePlan,
+    claim_in_use: bool,
     spreads: Vec<AtMost<'a>>,
     near: Vec<(&'a Counts, &'a TopologyKey)>,
     /// There is no pod yet to be near to but this one: it may go first.
@@ -181,6 +191,10 @@ impl<'a> Checks<'a> {
             pod,
             plan,
             volumes,
+            claim_in_use: volumes
+                .exclusive()
+                .iter()
+                .any(|claim| snapshot.is_used(pod.namespace(), claim)),
             spreads,
             near,
             founds,
@@ -201,6 +215,7 @@ impl<'a> Checks<'a> {
         let node = self.snapshot.node(index);
         room_for(self.pod, node)
             && ports_free(self.pod, node)
+            && !self.claim_in_use
             && self.volumes.rejection(node).is_none()
             && self.among_pods(index).is_none()
     }
@@ -234,6 +249,9 @@ impl<'a> Checks<'a> {
         let lacking = lacking(self.pod, node);
         if !lacking.is_empty() {
             return lacking;
+        }
+        if self.claim_in_use {
+            return vec![Rejection::ClaimInUse];
         }
         self.volumes
             .rejection(node)

@@ -13,13 +13,14 @@ use super::SchedulerConfig;
 use super::decide::{Decision, Nowhere, Scratch, decide};
 use super::effects::{BindError, Binding, Effects, Nominated};
 use super::plan::Plan;
-use super::pod::PodInfo;
+use super::pod::{PodInfo, Signature};
 use super::preempt::{Budgets, Preemption, preempt};
 use super::queue::{Blockers, PendingQueue};
 use super::snapshot::{Snapshot, Version};
 use super::volumes::{VolumePlan, Volumes};
 use super::watches::{Changed, Message};
 use crate::informer::{Cached, ObjectKey};
+use crate::metrics::{self, Counter, Histogram};
 
 /// Decisions made before the changes that arrived meanwhile are looked at.
 const DECISIONS_PER_TURN: usize = 64;
@@ -27,6 +28,9 @@ const DECISIONS_PER_TURN: usize = 64;
 const CHANGES_PER_TURN: usize = 1024;
 /// Refusals remembered; the table is cleared when full.
 const REFUSALS: usize = 1024;
+
+/// Pods that are refused together: signature, priority, and whether others have to leave for them.
+type Kind = (Signature, i32, bool);
 
 /// Why pods of one kind were refused, which holds for all of them until something changes.
 #[derive(Clone)]
@@ -43,8 +47,26 @@ impl Refusal {
     }
 }
 
+/// What `/metrics` tells of decisions.
+struct Figures {
+    seconds: Arc<Histogram>,
+    scheduled: Arc<Counter>,
+    unschedulable: Arc<Counter>,
+}
+
+impl Default for Figures {
+    fn default() -> Self {
+        Figures {
+            seconds: metrics::DECISION_SECONDS.with(&[]),
+            scheduled: metrics::DECISIONS.with(&[("result", "scheduled")]),
+            unschedulable: metrics::DECISIONS.with(&[("result", "unschedulable")]),
+        }
+    }
+}
+
 pub(super) struct Owner {
     config: SchedulerConfig,
+    figures: Figures,
     effects: Effects,
     snapshot: Snapshot,
     volumes: Volumes,
@@ -52,7 +74,7 @@ pub(super) struct Owner {
     pending: PendingQueue,
     /// Pods whose victims are being told to leave.
     preempting: HashSet<String>,
-    refusals: HashMap<(Arc<str>, i32, bool), Refusal>,
+    refusals: HashMap<Kind, Refusal>,
     scratch: Scratch,
     start: usize,
     in_flight: usize,
@@ -71,6 +93,7 @@ impl Owner {
     ) -> Self {
         Owner {
             config,
+            figures: Figures::default(),
             effects,
             snapshot: Snapshot::default(),
             volumes: Volumes::default(),
@@ -231,7 +254,7 @@ impl Owner {
             // Assumed already; its binding is under way.
             return;
         }
-        let kind = (pod.signature().clone(), pod.priority, pod.preempts);
+        let kind = (pod.signature(), pod.priority, pod.preempts);
         // What is true of one pod is true of its fellows, unless volumes of its own or room kept for it tell them apart.
         let alike = pod.constraints.claims.is_empty() && self.snapshot.nomination(pod.uid()).is_none();
         let plan = self.snapshot.plan(pod);
@@ -244,6 +267,7 @@ impl Owner {
             return;
         }
         let nodes = self.snapshot.order().len();
+        let began = Instant::now();
         let (volumes, decision) = match self.volumes.plan(pod) {
             Ok(volumes) => {
                 let decision = decide(
@@ -262,8 +286,10 @@ impl Owner {
                 (VolumePlan::default(), Decision::Nowhere(nowhere))
             }
         };
+        self.figures.seconds.observe(began.elapsed());
         match decision {
             Decision::Node(index) => {
+                self.figures.scheduled.increment();
                 let node = self.snapshot.node(index);
                 let binding = Binding {
                     pod: pod.clone(),
@@ -275,14 +301,17 @@ impl Owner {
                 self.pending.changed(Blockers::PODS);
                 self.bind(binding);
             }
-            Decision::Nowhere(nowhere) => self.refused(pod, kind, alike, &plan, &volumes, &nowhere),
+            Decision::Nowhere(nowhere) => {
+                self.figures.unschedulable.increment();
+                self.refused(pod, kind, alike, &plan, &volumes, &nowhere);
+            }
         }
     }
 
     fn refused(
         &mut self,
         pod: &Arc<PodInfo>,
-        kind: (Arc<str>, i32, bool),
+        kind: Kind,
         alike: bool,
         plan: &Plan,
         volumes: &VolumePlan,

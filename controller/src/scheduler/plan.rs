@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::census::{ClassId, InUse, NodeSetId, NodeTest, TallyId};
 use super::filter::node_affinity;
-use super::pod::{NearTo, PodInfo, Spread};
+use super::pod::{NearTo, PodInfo, Signature, Spread};
 use super::selection::{ClassKey, PodSet};
 use super::snapshot::Snapshot;
 
@@ -68,7 +68,7 @@ struct Kept {
 /// The plans that are kept.
 #[derive(Debug, Default)]
 pub(super) struct Plans {
-    by_signature: HashMap<Arc<str>, Kept>,
+    by_signature: HashMap<Signature, Kept>,
     clock: u64,
 }
 
@@ -78,7 +78,7 @@ impl Snapshot {
         self.refresh_order();
         self.plans.clock += 1;
         let clock = self.plans.clock;
-        if let Some(kept) = self.plans.by_signature.get_mut(pod.signature()) {
+        if let Some(kept) = self.plans.by_signature.get_mut(&pod.signature()) {
             kept.used = clock;
             return kept.plan.clone();
         }
@@ -90,7 +90,7 @@ impl Snapshot {
             plan: plan.clone(),
             used: clock,
         };
-        self.plans.by_signature.insert(pod.signature().clone(), kept);
+        self.plans.by_signature.insert(pod.signature(), kept);
         plan
     }
 

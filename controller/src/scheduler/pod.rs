@@ -1,6 +1,7 @@
 //! A pod as the scheduler sees it: what it needs, and where it may go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::{self, Write};
 use std::sync::{Arc, OnceLock};
 
 use k8s_openapi::api::core::v1::{
@@ -8,6 +9,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector as SelectorSpec, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
+use sha2::{Digest, Sha256};
 
 use super::resources::Demand;
 use super::selection::{PodSet, Term};
@@ -124,7 +126,21 @@ pub struct PodInfo {
     pub demand: Arc<Demand>,
     /// Where it may go.
     pub constraints: Arc<Constraints>,
-    signature: OnceLock<Arc<str>>,
+    signature: OnceLock<Signature>,
+}
+
+/// Equal for pods between which placement makes no difference, but for what they have in volumes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Signature([u8; 16]);
+
+/// Hashes what is written to it.
+struct Hashed(Sha256);
+
+impl Write for Hashed {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.update(text);
+        Ok(())
+    }
 }
 
 impl PodInfo {
@@ -143,13 +159,65 @@ impl PodInfo {
         self.metadata.namespace.as_deref().unwrap_or_default()
     }
 
-    /// Equal for pods between which placement makes no difference, but for what they have in volumes.
-    pub fn signature(&self) -> &Arc<str> {
-        self.signature.get_or_init(|| {
-            let (place, demand) = (&self.constraints, &self.demand.requests);
+    /// What it has in common with pods for which it makes no difference to take its place.
+    pub fn signature(&self) -> Signature {
+        *self.signature.get_or_init(|| {
+            let (place, demand) = (&self.constraints, &self.demand);
             let (labels, owner, namespace) = (&self.labels, &self.owner, self.namespace());
-            format!("{namespace} {labels:?} {owner:?} {place:?} {demand:?}").into()
+            let mut hashed = Hashed(Sha256::new());
+            // Hashing takes everything.
+            let _ = write!(hashed, "{namespace} {labels:?} {owner:?} {place:?} {demand:?}");
+            let mut signature = [0; 16];
+            signature.copy_from_slice(&hashed.0.finalize()[..16]);
+            Signature(signature)
         })
+    }
+
+    /// Whether it counts the same wherever it is placed.
+    pub(super) fn counts_as(&self, other: &PodInfo) -> bool {
+        self.terminating == other.terminating && self.signature() == other.signature()
+    }
+}
+
+/// What pods that are alike have in common is kept once: a Deployment's pods differ in little but their names.
+#[derive(Debug, Default)]
+pub(super) struct Alike {
+    known: HashMap<Signature, Common>,
+    /// When so many are known, those that no pod has any more are forgotten.
+    sweep_at: usize,
+}
+
+#[derive(Debug)]
+struct Common {
+    labels: Arc<Labels>,
+    demand: Arc<Demand>,
+    constraints: Arc<Constraints>,
+}
+
+impl Alike {
+    const SWEEP_AT_LEAST: usize = 1024;
+
+    /// The pod, with what others have, too, taken from them.
+    pub(super) fn share(&mut self, mut pod: PodInfo) -> PodInfo {
+        let signature = pod.signature();
+        if let Some(common) = self.known.get(&signature) {
+            pod.labels = common.labels.clone();
+            pod.demand = common.demand.clone();
+            pod.constraints = common.constraints.clone();
+            return pod;
+        }
+        if self.known.len() >= self.sweep_at {
+            self.known
+                .retain(|_, common| Arc::strong_count(&common.constraints) > 1);
+            self.sweep_at = Self::SWEEP_AT_LEAST.max(2 * self.known.len());
+        }
+        let common = Common {
+            labels: pod.labels.clone(),
+            demand: pod.demand.clone(),
+            constraints: pod.constraints.clone(),
+        };
+        self.known.insert(signature, common);
+        pod
     }
 }
 
@@ -378,5 +446,30 @@ fn spread(wish: TopologySpreadConstraint, namespace: &str, labels: &Labels) -> S
             namespace_selector: None,
             selector,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scheduler::testing::pod;
+
+    #[test]
+    fn what_is_alike_is_kept_once_and_not_for_ever() {
+        let mut alike = Alike::default();
+        let make = |name: &str, app: &str| pod(name).cpu("1").label("app", app).build();
+        let (a, b) = (alike.share(make("a", "web")), alike.share(make("b", "web")));
+        assert!(Arc::ptr_eq(&a.constraints, &b.constraints) && Arc::ptr_eq(&a.labels, &b.labels));
+        let other = alike.share(make("c", "db"));
+        assert_ne!(other.signature(), a.signature());
+        assert_ne!(
+            pod("d").cpu("2").label("app", "web").build().signature(),
+            a.signature()
+        );
+        for i in 0..3 * Alike::SWEEP_AT_LEAST {
+            alike.share(make("x", &format!("app{i}")));
+        }
+        assert!(alike.known.len() <= Alike::SWEEP_AT_LEAST + 1);
+        assert!(alike.known.contains_key(&a.signature()), "some pods have it");
     }
 }

@@ -33,6 +33,8 @@ pub struct Snapshot {
     order_stale: bool,
     placed: HashMap<Arc<str>, NodeIndex>,
     nominations: HashMap<Arc<str>, NodeIndex>,
+    /// How many placed pods use a claim, by namespace and name.
+    claims: HashMap<(String, String), u32>,
     /// How many nodes hold an image.
     images: HashMap<String, u32>,
     version: Version,
@@ -67,6 +69,31 @@ impl Snapshot {
     /// How many nodes hold an image.
     pub(super) fn holders(&self, image: &str) -> u32 {
         self.images.get(image).copied().unwrap_or(0)
+    }
+
+    /// Whether a placed pod uses a claim.
+    pub(super) fn is_used(&self, namespace: &str, claim: &str) -> bool {
+        self.claims
+            .contains_key(&(namespace.to_owned(), claim.to_owned()))
+    }
+
+    fn use_claims(&mut self, pod: &PodInfo) {
+        for claim in &pod.constraints.claims {
+            let key = (pod.namespace().to_owned(), claim.clone());
+            *self.claims.entry(key).or_default() += 1;
+        }
+    }
+
+    fn leave_claims(&mut self, pod: &PodInfo) {
+        for claim in &pod.constraints.claims {
+            let key = (pod.namespace().to_owned(), claim.clone());
+            if let Some(uses) = self.claims.get_mut(&key) {
+                *uses -= 1;
+                if *uses == 0 {
+                    self.claims.remove(&key);
+                }
+            }
+        }
     }
 
     /// Changes whenever a refused pod might be let in.
@@ -170,17 +197,10 @@ impl Snapshot {
     pub fn place(&mut self, pod: &Arc<PodInfo>, node: &str) {
         self.withdraw(pod.uid());
         if let Some(&index) = self.placed.get(pod.uid()) {
-            let same = |other: &PodInfo| {
-                other.demand == pod.demand
-                    && other.labels == pod.labels
-                    && other.owner == pod.owner
-                    && other.terminating == pod.terminating
-                    && other.constraints == pod.constraints
-            };
             let info = &mut self.nodes[index];
             if *info.name == *node
                 && let Some(placed) = info.pods.iter_mut().find(|placed| placed.pod.uid() == pod.uid())
-                && same(&placed.pod)
+                && placed.pod.counts_as(pod)
             {
                 placed.pod = pod.clone();
                 return;
@@ -188,6 +208,7 @@ impl Snapshot {
             self.unplace(pod.uid());
         }
         let index = self.index_of(node);
+        self.use_claims(pod);
         let placed = self.census.place(pod.clone(), index, &self.nodes);
         self.nodes[index].take(placed);
         self.placed.insert(pod.uid().into(), index);
@@ -200,6 +221,7 @@ impl Snapshot {
             return false;
         };
         if let Some(placed) = self.nodes[index].give_back(uid) {
+            self.leave_claims(&placed.pod);
             self.census.unplace(&placed, index);
         }
         self.version.relieved += 1;

@@ -244,6 +244,8 @@ enum Need {
 #[derive(Debug, Default)]
 pub struct VolumePlan {
     needs: Vec<Need>,
+    /// Claims that one pod alone may use.
+    exclusive: Vec<String>,
 }
 
 impl Volumes {
@@ -299,7 +301,7 @@ impl Volumes {
     /// # Errors
     /// Why no node can do, in kube-scheduler's words.
     pub fn plan(&self, pod: &PodInfo) -> Result<VolumePlan, String> {
-        let mut needs = Vec::new();
+        let (mut needs, mut exclusive) = (Vec::new(), Vec::new());
         let mut immediate = false;
         for name in &pod.constraints.claims {
             let key = ObjectKey::new(pod.namespace(), name);
@@ -308,6 +310,9 @@ impl Volumes {
             };
             if claim.terminating {
                 return Err(format!("persistentvolumeclaim {name:?} is being deleted"));
+            }
+            if claim.modes.iter().any(|mode| mode == "ReadWriteOncePod") {
+                exclusive.push(name.clone());
             }
             if let Some(volume) = &claim.volume {
                 match self.by_name.get(volume) {
@@ -335,7 +340,7 @@ impl Volumes {
             Need::At(_) => 0,
             Need::OneOf { candidates, .. } => candidates.len(),
         });
-        Ok(VolumePlan { needs })
+        Ok(VolumePlan { needs, exclusive })
     }
 
     /// Volumes that a claim could have, the one kept for it first, then the smallest.
@@ -376,6 +381,11 @@ impl VolumePlan {
     /// Whether something has to be done to volumes before the pod can be bound.
     pub fn is_settled(&self) -> bool {
         self.needs.iter().all(|need| matches!(need, Need::At(_)))
+    }
+
+    /// Claims that no other pod may use.
+    pub(super) fn exclusive(&self) -> &[String] {
+        &self.exclusive
     }
 
     /// What keeps the pod from the node.

@@ -1,7 +1,7 @@
 //! What the scheduler watches, and what it tells the owner of the snapshot.
 
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -9,15 +9,15 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::effects::{BindError, Binding};
-use super::pod::PodInfo;
+use super::pod::{Alike, PodInfo};
 use super::preempt::BudgetView;
 use super::volumes::{ClaimView, ClassView, VolumeView};
-use crate::informer::{Cached, Change, Store, slim};
+use crate::informer::{Cached, Change, Lean, Store, slim};
 
 /// The state of an object before and after a change.
 pub(super) struct Changed<V> {
@@ -60,6 +60,8 @@ pub(super) struct Watches {
     pub(super) pods: Arc<Store<PodInfo>>,
     pub(super) nodes: Arc<Store<Node>>,
     pub(super) claims: Arc<Store<ClaimView>>,
+    /// Marked whenever a claim changes.
+    pub(super) claims_changed: watch::Receiver<()>,
     namespaces: Arc<Store<Namespace>>,
     budgets: Arc<Store<BudgetView>>,
 }
@@ -89,7 +91,7 @@ impl Starter<'_> {
         });
         let (followed, api, stop) = (
             store.clone(),
-            Api::<K>::all(self.client.clone()),
+            Api::<Lean<K>>::all(self.client.clone()),
             self.shutdown.clone(),
         );
         self.tracker.spawn(async move {
@@ -116,10 +118,21 @@ impl Watches {
         };
         starter.watch(VolumeView::from as fn(PersistentVolume) -> _, Message::Volume);
         starter.watch(ClassView::from as fn(StorageClass) -> _, Message::Class);
+        let claims = starter.watch(ClaimView::from as fn(PersistentVolumeClaim) -> _, Message::Claim);
+        let (mark, claims_changed) = watch::channel(());
+        claims.subscribe(move |_| mark.send_replace(()));
+        let alike = Mutex::new(Alike::default());
+        let shared = move |pod: Pod| {
+            alike
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .share(pod.into())
+        };
         Watches {
-            pods: starter.watch(PodInfo::from as fn(Pod) -> _, Message::Pod),
+            pods: starter.watch(shared, Message::Pod),
             nodes: starter.watch(slim_node, Message::Node),
-            claims: starter.watch(ClaimView::from as fn(PersistentVolumeClaim) -> _, Message::Claim),
+            claims,
+            claims_changed,
             namespaces: starter.watch(slim_namespace, Message::Namespace),
             budgets: starter.watch(BudgetView::from as fn(PodDisruptionBudget) -> _, Message::Budget),
         }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
+use std::time::Instant;
 
 use bytes::Bytes;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -13,10 +14,12 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::memory::{Changes, Memory, Objects};
+use super::sealing::{Sealer, SealingError};
 use super::{
     CommitFuture, Committed, Event, Expect, Listing, Meta, Object, Operation, Revision, Store, StoreError,
     Watch, Write,
 };
+use crate::metrics::{self, Counter, Histogram};
 
 /// `resource NUL key` → record.
 const OBJECTS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("objects");
@@ -54,13 +57,24 @@ impl Embedded {
     /// # Errors
     /// If the file cannot be opened, is in use, or holds a damaged record.
     pub fn open(file: &Path, index: Indexer) -> Result<Self, StoreError> {
+        Self::open_sealed(file, index, None)
+    }
+
+    /// The same with records that `sealer` seals on their way to the disk.
+    ///
+    /// # Errors
+    /// As [`Embedded::open`], and if a record cannot be opened.
+    pub fn open_sealed(file: &Path, index: Indexer, sealer: Option<Sealer>) -> Result<Self, StoreError> {
         let database = Database::builder()
             .set_cache_size(CACHE_BYTES)
             .create(file)
             .map_err(engine)?;
-        let memory = Arc::new(load(&database, index)?);
+        let memory = Arc::new(load(&database, index, sealer.as_ref())?);
         let (queue, jobs) = sync_channel(QUEUE);
         let writer = Writer {
+            seconds: metrics::COMMIT_SECONDS.with(&[]),
+            writes: metrics::WRITES.with(&[]),
+            sealer,
             database,
             memory: Arc::clone(&memory),
         };
@@ -106,7 +120,7 @@ impl Store for Embedded {
     }
 }
 
-fn load(database: &Database, index: Indexer) -> Result<Memory, StoreError> {
+fn load(database: &Database, index: Indexer, sealer: Option<&Sealer>) -> Result<Memory, StoreError> {
     let transaction = database.begin_write().map_err(engine)?;
     transaction.open_table(OBJECTS).map_err(engine)?;
     transaction.open_table(CHANGES).map_err(engine)?;
@@ -138,7 +152,10 @@ fn load(database: &Database, index: Indexer) -> Result<Memory, StoreError> {
             why: why.to_owned(),
         };
         let (resource, name) = text.split_once('\0').ok_or_else(|| damaged("no resource"))?;
-        let object = decode(record.value(), |object| index(resource, object)).map_err(|why| damaged(&why))?;
+        let object = decode(key.value(), record.value(), sealer, |object| {
+            index(resource, object)
+        })
+        .map_err(|why| damaged(&why))?;
         let (objects, last) = resources.entry(resource.into()).or_default();
         *last = (*last).max(object.revision());
         revision = revision.max(object.revision());
@@ -150,28 +167,41 @@ fn load(database: &Database, index: Indexer) -> Result<Memory, StoreError> {
     Ok(Memory::new(revision, resources))
 }
 
-fn encode(object: &Object) -> Vec<u8> {
-    let mut record = Vec::with_capacity(HEADER + object.body().len());
+fn encode(key: &[u8], object: &Object, sealer: Option<&Sealer>) -> Result<Vec<u8>, SealingError> {
+    let sealed = sealer.map(|sealer| sealer.seal(key, object.body())).transpose()?;
+    let body = sealed.as_deref().unwrap_or(object.body());
+    let mut record = Vec::with_capacity(HEADER + body.len());
     record.extend_from_slice(&object.revision().to_be_bytes());
     record.extend_from_slice(&u32::try_from(object.version_at()).unwrap_or(0).to_be_bytes());
-    record.extend_from_slice(object.body());
-    record
+    record.extend_from_slice(body);
+    Ok(record)
 }
 
-fn decode(record: &[u8], index: impl FnOnce(&Value) -> Meta) -> Result<Object, String> {
+fn decode(
+    key: &[u8],
+    record: &[u8],
+    sealer: Option<&Sealer>,
+    index: impl FnOnce(&Value) -> Meta,
+) -> Result<Object, String> {
     let (revision, rest) = record.split_first_chunk::<8>().ok_or("too short")?;
     let (version_at, body) = rest.split_first_chunk::<4>().ok_or("too short")?;
-    let value: Value = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    let opened = sealer.map(|sealer| sealer.unseal(key, body)).transpose();
+    let opened = opened.map_err(|error| error.to_string())?.flatten();
+    let body = opened.map_or_else(|| Bytes::copy_from_slice(body), Bytes::from);
+    let value: Value = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
     Ok(Object::from_record(
         u64::from_be_bytes(*revision),
         u32::from_be_bytes(*version_at) as usize,
-        Bytes::copy_from_slice(body),
+        body,
         index(&value),
     ))
 }
 
 /// The owner of the engine's write side.
 struct Writer {
+    seconds: Arc<Histogram>,
+    writes: Arc<Counter>,
+    sealer: Option<Sealer>,
     database: Database,
     memory: Arc<Memory>,
 }
@@ -265,6 +295,8 @@ impl Writer {
 
     /// Makes the batch durable, then visible, then answers.
     fn finish(&self, batch: Batch) {
+        let began = Instant::now();
+        let writes = batch.changes.values().map(Vec::len).sum::<usize>();
         if let Err(error) = self.persist(&batch) {
             let error = Arc::new(error);
             tracing::error!(%error, "the store's engine refused a commit");
@@ -274,6 +306,8 @@ impl Writer {
             return;
         }
         self.memory.apply(batch.changes, batch.revision);
+        self.seconds.observe(began.elapsed());
+        self.writes.add(writes as u64);
         for accepted in batch.accepted {
             let _ = accepted.answer.send(Ok(accepted.objects));
         }
@@ -287,7 +321,12 @@ impl Writer {
             for ((resource, key), object) in &batch.overlay {
                 let key = [resource.as_bytes(), b"\0", key.as_bytes()].concat();
                 match object {
-                    Some(object) => drop(objects.insert(key.as_slice(), encode(object).as_slice())?),
+                    Some(object) => {
+                        let sealer = self.sealer.as_ref().filter(|_| Sealer::seals(resource));
+                        let record = encode(&key, object, sealer)
+                            .map_err(|error| redb::Error::Io(std::io::Error::other(error)))?;
+                        objects.insert(key.as_slice(), record.as_slice())?;
+                    }
                     None => drop(objects.remove(key.as_slice())?),
                 }
             }
@@ -436,6 +475,43 @@ mod tests {
             prop_assert_eq!(&state(&store), &model);
             prop_assert_eq!(store.revision(), revision);
         }
+    }
+
+    #[test]
+    fn secrets_are_sealed_on_disk_and_plain_ones_of_old_are_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, key) = (directory.path().join("store"), directory.path().join("key"));
+        let write = |key: &str, text: &str| Write {
+            resource: "secrets",
+            key: key.to_owned(),
+            expect: Expect::Absent,
+            operation: Operation::Put(Encoded::new(&json!({"data": text}), Meta::default())),
+        };
+        let closed = |store: Embedded| {
+            let memory = Arc::downgrade(&store.memory);
+            drop(store);
+            while memory.strong_count() > 0 {
+                thread::yield_now();
+            }
+            String::from_utf8_lossy(&std::fs::read(&file).unwrap()).into_owned()
+        };
+        let plain = Embedded::open(&file, index).unwrap();
+        commit(&plain, vec![write("old", "plainly-visible")]).unwrap();
+        assert!(closed(plain).contains("plainly-visible"));
+        let open = || Embedded::open_sealed(&file, index, Some(Sealer::open(&key).unwrap()));
+        let sealed = open().unwrap();
+        assert!(sealed.get("secrets", "old").is_some());
+        commit(&sealed, vec![write("new", "well-hidden")]).unwrap();
+        assert!(!closed(sealed).contains("well-hidden"));
+        let again = open().unwrap();
+        assert_eq!(
+            again.get("secrets", "new").unwrap().value()["data"],
+            "well-hidden"
+        );
+        closed(again);
+        // Without the key the store does not pretend that there is nothing.
+        std::fs::remove_file(&key).unwrap();
+        assert!(matches!(open(), Err(StoreError::Damaged { .. })));
     }
 
     #[test]

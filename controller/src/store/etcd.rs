@@ -23,6 +23,7 @@ use tracing::{debug, info, warn};
 use self::api::{Api, Change, KeyValue, until_it_works};
 use super::embedded::Indexer;
 use super::memory::{Changes, Memory, Objects};
+use super::sealing::Sealer;
 use super::{
     BarrierFuture, CommitFuture, Committed, Encoded, Event, Expect, Listing, Object, Operation, Revision,
     Store, StoreError, Watch, Write,
@@ -74,7 +75,7 @@ pub struct Etcd {
 struct Shared {
     api: Api,
     prefix: String,
-    index: Indexer,
+    form: Form,
     memory: Memory,
     /// The revision up to which changes have arrived.
     arrived: watch::Sender<Revision>,
@@ -88,9 +89,22 @@ impl Etcd {
     /// # Errors
     /// [`StoreError::Etcd`] if no server can be reached, [`StoreError::Damaged`] if a value is not ours.
     pub async fn open(settings: &Settings, index: Indexer) -> Result<Self, StoreError> {
+        Self::open_sealed(settings, index, None).await
+    }
+
+    /// The same with values that `sealer` seals on their way to etcd.
+    ///
+    /// # Errors
+    /// As [`Etcd::open`].
+    pub async fn open_sealed(
+        settings: &Settings,
+        index: Indexer,
+        sealer: Option<Sealer>,
+    ) -> Result<Self, StoreError> {
+        let form = Form { index, sealer };
         let api = Api::new(settings).map_err(failed)?;
         let prefix = settings.prefix.trim_end_matches('/').to_owned();
-        let (revision, resources) = load(&api, &prefix, index).await?;
+        let (revision, resources) = load(&api, &prefix, &form).await?;
         info!(revision, servers = ?api, prefix, "everything was read from etcd");
         let memory = Memory::since(
             revision,
@@ -101,7 +115,7 @@ impl Etcd {
         let shared = Arc::new(Shared {
             api,
             prefix,
-            index,
+            form,
             memory,
             arrived: watch::Sender::new(revision),
             turns: Semaphore::new(IN_FLIGHT),
@@ -171,7 +185,7 @@ impl Store for Etcd {
 
 impl Shared {
     fn key(&self, write: &Write) -> String {
-        STANDARD.encode(format!("{}/{}:{}", self.prefix, write.resource, write.key))
+        format!("{}/{}:{}", self.prefix, write.resource, write.key)
     }
 
     fn barrier_key(&self) -> Vec<u8> {
@@ -187,7 +201,7 @@ impl Shared {
         }
         let done = self
             .api
-            .transaction(&self.request(&writes))
+            .transaction(&self.request(&writes)?)
             .await
             .map_err(failed)?;
         let (revision, succeeded) = (done.revision(), done.succeeded);
@@ -211,10 +225,11 @@ impl Shared {
         Ok(objects)
     }
 
-    fn request(&self, writes: &[Write]) -> Value {
+    fn request(&self, writes: &[Write]) -> Result<Value, StoreError> {
         let (mut compare, mut success, mut failure) = (Vec::new(), Vec::new(), Vec::new());
         for write in writes {
-            let key = self.key(write);
+            let plain = self.key(write);
+            let key = STANDARD.encode(&plain);
             compare.push(match write.expect {
                 Expect::Absent => {
                     json!({"key": key, "target": "CREATE", "result": "EQUAL", "create_revision": "0"})
@@ -225,13 +240,14 @@ impl Shared {
             });
             success.push(match &write.operation {
                 Operation::Put(encoded) => {
-                    json!({"request_put": {"key": key, "value": STANDARD.encode(encoded.record())}})
+                    let value = self.form.encode(write.resource, &plain, encoded)?;
+                    json!({"request_put": {"key": key, "value": STANDARD.encode(value)}})
                 }
                 Operation::Delete => json!({"request_delete_range": {"key": key, "prev_kv": true}}),
             });
             failure.push(json!({"request_range": {"key": key}}));
         }
-        json!({"compare": compare, "success": success, "failure": failure})
+        Ok(json!({"compare": compare, "success": success, "failure": failure}))
     }
 
     /// The first write that found something else than it expected.
@@ -257,7 +273,7 @@ impl Shared {
     }
 
     fn object(&self, resource: &str, kv: &KeyValue) -> Result<Object, StoreError> {
-        decode(resource, kv, self.index)
+        self.form.decode(resource, kv)
     }
 
     /// Waits until the changes up to `revision` are visible.
@@ -352,7 +368,7 @@ impl Shared {
 
     async fn reload(&self) {
         let (revision, resources) = loop {
-            match load(&self.api, &self.prefix, self.index).await {
+            match load(&self.api, &self.prefix, &self.form).await {
                 Ok(loaded) => break loaded,
                 Err(error) => {
                     warn!(error = %crate::controllers::chain(&error), "etcd cannot be read, will retry");
@@ -429,21 +445,50 @@ fn split<'a>(prefix: &str, key: &'a [u8]) -> Option<(&'a str, &'a str)> {
     key.strip_prefix(prefix)?.strip_prefix('/')?.split_once(':')
 }
 
-fn decode(resource: &str, kv: &KeyValue, index: Indexer) -> Result<Object, StoreError> {
-    let encoded = Encoded::from_record(&kv.value, |object| index(resource, object));
-    encoded
-        .map(|encoded| encoded.seal(kv.mod_revision))
-        .map_err(|why| StoreError::Damaged {
+/// How objects become values, and values objects.
+#[derive(Debug)]
+struct Form {
+    index: Indexer,
+    sealer: Option<Sealer>,
+}
+
+impl Form {
+    fn encode(&self, resource: &str, key: &str, object: &Encoded) -> Result<Vec<u8>, StoreError> {
+        let record = object.record();
+        let sealer = self.sealer.as_ref().filter(|_| Sealer::seals(resource));
+        let sealed = sealer.map(|sealer| sealer.seal(key.as_bytes(), &record));
+        sealed.unwrap_or(Ok(record)).map_err(|error| StoreError::Damaged {
+            key: key.to_owned(),
+            why: error.to_string(),
+        })
+    }
+
+    fn decode(&self, resource: &str, kv: &KeyValue) -> Result<Object, StoreError> {
+        let damaged = |why: String| StoreError::Damaged {
             key: String::from_utf8_lossy(&kv.key).into_owned(),
             why,
-        })
+        };
+        let opened = self
+            .sealer
+            .as_ref()
+            .map(|sealer| sealer.unseal(&kv.key, &kv.value));
+        let opened = opened
+            .transpose()
+            .map_err(|error| damaged(error.to_string()))?
+            .flatten();
+        let record = opened.as_deref().unwrap_or(&kv.value);
+        let encoded = Encoded::from_record(record, |object| (self.index)(resource, object));
+        encoded
+            .map(|encoded| encoded.seal(kv.mod_revision))
+            .map_err(damaged)
+    }
 }
 
 /// Reads everything as it is at one revision.
 async fn load(
     api: &Api,
     prefix: &str,
-    index: Indexer,
+    form: &Form,
 ) -> Result<(Revision, HashMap<Box<str>, Objects>), StoreError> {
     let (mut start, end) = bounds(prefix);
     let mut resources: HashMap<Box<str>, Objects> = HashMap::new();
@@ -456,7 +501,7 @@ async fn load(
         let last = page.kvs.last().map(|kv| kv.key.clone());
         for kv in &page.kvs {
             if let Some((resource, key)) = split(prefix, &kv.key) {
-                let object = decode(resource, kv, index)?;
+                let object = form.decode(resource, kv)?;
                 let objects = resources.entry(resource.into()).or_default();
                 objects.insert(key.into(), Arc::new(object));
             }

@@ -1,16 +1,18 @@
 //! One resource in memory: its objects in key order and the ring of its latest changes, which watchers read at their own
 //! pace. Nobody waits for a watcher: one that falls behind the ring is told so and must list again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::watch;
 
-use super::{Object, Revision, StoreError};
+use super::{Meta, Object, Revision, StoreError};
 
 /// Changes handed to a watcher at a time.
 const BATCH: usize = 256;
+/// Topics nobody listens to any more are looked for when there are so many.
+const TOPICS: usize = 64;
 
 /// How much a resource's ring holds.
 #[derive(Clone, Copy, Debug)]
@@ -52,8 +54,108 @@ impl Event {
         self.object.revision()
     }
 
+    /// The state after, and the one before if there was one.
+    fn states(&self) -> impl Iterator<Item = &Arc<Object>> {
+        std::iter::once(&self.object).chain(&self.previous)
+    }
+
     fn size(&self) -> usize {
         self.object.body().len() + self.previous.as_ref().map_or(0, |object| object.body().len())
+    }
+}
+
+/// By what of an object a watcher is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Aspect {
+    /// A selectable field, by its place in the resource's table.
+    Field(usize),
+    /// The name.
+    Name,
+    /// The namespace.
+    Namespace,
+}
+
+impl Aspect {
+    fn of(self, meta: &Meta) -> Option<&str> {
+        match self {
+            Aspect::Field(place) => meta.fields.get(place).map(|value| &**value),
+            Aspect::Name => Some(&meta.name),
+            Aspect::Namespace => Some(&meta.namespace),
+        }
+    }
+}
+
+/// All that a watcher wants to hear of: objects of which an aspect is or was so. A node hears of its own pods alone, and
+/// thousands of nodes sleep while others' change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interest {
+    /// Which aspect.
+    pub aspect: Aspect,
+    /// Its value.
+    pub value: Box<str>,
+}
+
+impl Interest {
+    fn covers(&self, event: &Event) -> bool {
+        event
+            .states()
+            .any(|object| self.aspect.of(object.meta()) == Some(&*self.value))
+    }
+}
+
+/// Who waits for what: of each value of an aspect the revision of the last change that it had a part in, at the latest.
+#[derive(Debug)]
+struct Topics {
+    by_aspect: BTreeMap<Aspect, HashMap<Box<str>, watch::Sender<Revision>>>,
+    count: usize,
+    /// At how many the deserted ones are looked for.
+    limit: usize,
+}
+
+impl Default for Topics {
+    fn default() -> Self {
+        Self {
+            by_aspect: BTreeMap::new(),
+            count: 0,
+            limit: TOPICS,
+        }
+    }
+}
+
+impl Topics {
+    fn subscribe(&mut self, interest: &Interest, last: Revision) -> watch::Receiver<Revision> {
+        if self.count >= self.limit {
+            for topics in self.by_aspect.values_mut() {
+                topics.retain(|_, topic| topic.receiver_count() > 0);
+            }
+            self.count = self.by_aspect.values().map(HashMap::len).sum();
+            self.limit = TOPICS.max(self.count * 2);
+        }
+        let topics = self.by_aspect.entry(interest.aspect).or_default();
+        if let Some(topic) = topics.get(&interest.value) {
+            return topic.subscribe();
+        }
+        self.count += 1;
+        let topic = watch::Sender::new(last);
+        let receiver = topic.subscribe();
+        topics.insert(interest.value.clone(), topic);
+        receiver
+    }
+
+    fn tell(&self, event: &Event) {
+        for (aspect, topics) in &self.by_aspect {
+            for object in event.states() {
+                if let Some(topic) = aspect.of(object.meta()).and_then(|value| topics.get(value)) {
+                    topic.send_replace(event.revision());
+                }
+            }
+        }
+    }
+
+    fn tell_all(&self, revision: Revision) {
+        for topic in self.by_aspect.values().flat_map(HashMap::values) {
+            topic.send_replace(revision);
+        }
     }
 }
 
@@ -66,6 +168,7 @@ struct Inner {
     floor: Revision,
     /// The last change.
     last: Revision,
+    topics: Topics,
 }
 
 /// One resource.
@@ -117,12 +220,16 @@ impl Resource {
 
     /// The objects as they are at `revision`; what led there is not known.
     pub(super) fn replace(&self, objects: BTreeMap<Box<str>, Arc<Object>>, revision: Revision) {
-        *self.inner.write().unwrap_or_else(PoisonError::into_inner) = Inner {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        inner.topics.tell_all(revision);
+        *inner = Inner {
             objects,
             floor: revision,
             last: revision,
+            topics: std::mem::take(&mut inner.topics),
             ..Inner::default()
         };
+        drop(inner);
         self.changed.send_replace(revision);
     }
 
@@ -137,6 +244,8 @@ impl Resource {
                 inner.objects.insert(key, Arc::clone(&event.object));
             }
             inner.ring_bytes += event.size();
+            // Under the lock: whoever sees the change in the ring finds that its topic has it, too.
+            inner.topics.tell(&event);
             inner.ring.push_back(event);
         }
         while inner.ring.len() > self.limits.events || inner.ring_bytes > self.limits.bytes {
@@ -165,6 +274,7 @@ pub struct Watch {
     resource: Arc<Resource>,
     changed: watch::Receiver<Revision>,
     cursor: Revision,
+    interest: Option<Interest>,
 }
 
 impl Watch {
@@ -180,7 +290,31 @@ impl Watch {
             changed: resource.changed.subscribe(),
             resource: Arc::clone(resource),
             cursor: after,
+            interest: None,
         })
+    }
+
+    /// The same, but for changes that are of interest.
+    #[must_use]
+    pub fn narrowed(mut self, interest: Interest) -> Self {
+        let mut inner = self
+            .resource
+            .inner
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let last = inner.last;
+        self.changed = inner.topics.subscribe(&interest, last);
+        drop(inner);
+        self.interest = Some(interest);
+        self
+    }
+
+    /// How many watchers hear of what this one hears of.
+    pub fn company(&self) -> usize {
+        match self.interest {
+            Some(_) => 1,
+            None => self.resource.changed.receiver_count(),
+        }
     }
 
     /// The next changes; waits until there are some.
@@ -198,12 +332,22 @@ impl Watch {
         }
     }
 
+    /// Whether there are changes that the watcher has not seen.
+    pub fn is_behind(&self) -> bool {
+        *self.changed.borrow() > self.cursor
+    }
+
     /// The changes that are there; none if the watcher has seen all.
     ///
     /// # Errors
     /// [`StoreError::Expired`] if the watcher was too slow.
     pub fn ready(&mut self) -> Result<WatchBatch, StoreError> {
         let inner = self.resource.read();
+        if self.interest.is_some() && *self.changed.borrow() <= self.cursor {
+            // Whatever happened since was none of this watcher's business, even if it is forgotten by now.
+            self.cursor = self.cursor.max(inner.last);
+            return Ok(Vec::new());
+        }
         if self.cursor < inner.floor {
             return Err(StoreError::Expired {
                 asked: self.cursor,
@@ -219,18 +363,130 @@ impl Watch {
         let mut batch: WatchBatch = Vec::new();
         for event in inner.ring.iter().skip(start) {
             // The cursor is a revision, so the changes of one must not be parted.
-            let is_full = batch.len() >= BATCH
-                && batch
-                    .last()
-                    .is_some_and(|last| last.revision() < event.revision());
-            if is_full {
-                break;
+            if batch.len() >= BATCH && self.cursor < event.revision() {
+                return Ok(batch);
             }
-            batch.push(Arc::clone(event));
+            self.cursor = event.revision();
+            if self
+                .interest
+                .as_ref()
+                .is_none_or(|interest| interest.covers(event))
+            {
+                batch.push(Arc::clone(event));
+            }
         }
-        if let Some(last) = batch.last() {
-            self.cursor = last.revision();
-        }
+        self.cursor = self.cursor.max(inner.last);
         Ok(batch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::store::Encoded;
+
+    const LIMITS: Limits = Limits {
+        events: 6,
+        bytes: 1 << 20,
+    };
+
+    fn state(node: u8, revision: Revision) -> Arc<Object> {
+        let meta = Meta {
+            fields: Box::new([node.to_string().into()]),
+            ..Meta::default()
+        };
+        Arc::new(Encoded::new(&serde_json::json!({}), meta).seal(revision))
+    }
+
+    fn interest(node: u8) -> Interest {
+        Interest {
+            aspect: Aspect::Field(0),
+            value: node.to_string().into(),
+        }
+    }
+
+    /// Writes one change: an object moves from one node to another.
+    fn write(resource: &Resource, revision: Revision, from: u8, to: u8) {
+        let event = Event {
+            object: state(to, revision),
+            previous: Some(state(from, revision - 1)),
+            deleted: false,
+        };
+        resource.apply([("a".into(), Arc::new(event))]);
+    }
+
+    proptest! {
+        /// A narrowed watch tells what a whole one tells of its topic, or that it has fallen behind; and it falls behind
+        /// only if something was forgotten that it had to hear of.
+        #[test]
+        fn a_narrowed_watch_misses_nothing(steps in prop::collection::vec((0..3_u8, 0..3_u8, any::<bool>()), 1..60)) {
+            let resource = Arc::new(Resource::new(LIMITS, BTreeMap::new(), 0));
+            let mut narrow = Watch::new(&resource, 0).unwrap().narrowed(interest(1));
+            let mut expected: Vec<Revision> = Vec::new();
+            for (step, (from, to, read)) in steps.into_iter().enumerate() {
+                let revision = step as Revision + 1;
+                write(&resource, revision, from, to);
+                if from == 1 || to == 1 {
+                    expected.push(revision);
+                }
+                if !read {
+                    continue;
+                }
+                if let Ok(batch) = narrow.ready() {
+                    let told: Vec<_> = batch.iter().map(|event| event.revision()).collect();
+                    prop_assert_eq!(&told, &expected);
+                } else {
+                    let floor = resource.read().floor;
+                    prop_assert!(narrow.cursor < floor && !expected.is_empty());
+                    narrow = Watch::new(&resource, revision).unwrap().narrowed(interest(1));
+                }
+                expected.clear();
+            }
+        }
+    }
+
+    #[test]
+    fn what_others_change_neither_wakes_nor_outdates_a_narrowed_watch() {
+        let resource = Arc::new(Resource::new(LIMITS, BTreeMap::new(), 0));
+        let mut mine = Watch::new(&resource, 0).unwrap().narrowed(interest(7));
+        let mut whole = Watch::new(&resource, 0).unwrap();
+        for revision in 1..=100 {
+            write(&resource, revision, 1, 2);
+        }
+        assert!(!mine.changed.has_changed().unwrap());
+        assert!(mine.ready().unwrap().is_empty());
+        assert!(matches!(whole.ready(), Err(StoreError::Expired { .. })));
+        write(&resource, 101, 2, 7);
+        assert!(mine.changed.has_changed().unwrap());
+        assert_eq!(mine.ready().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_watch_that_missed_something_of_its_own_is_told() {
+        let resource = Arc::new(Resource::new(LIMITS, BTreeMap::new(), 0));
+        let mut mine = Watch::new(&resource, 0).unwrap().narrowed(interest(7));
+        write(&resource, 1, 2, 7);
+        for revision in 2..=100 {
+            write(&resource, revision, 1, 2);
+        }
+        assert!(matches!(mine.ready(), Err(StoreError::Expired { .. })));
+        let mut replaced = Watch::new(&resource, 100).unwrap().narrowed(interest(7));
+        resource.replace(BTreeMap::new(), 200);
+        assert!(matches!(replaced.ready(), Err(StoreError::Expired { .. })));
+    }
+
+    #[test]
+    fn deserted_topics_are_swept() {
+        let resource = Arc::new(Resource::new(LIMITS, BTreeMap::new(), 0));
+        for round in 0..1000_u32 {
+            let interest = Interest {
+                aspect: Aspect::Name,
+                value: round.to_string().into(),
+            };
+            drop(Watch::new(&resource, 0).unwrap().narrowed(interest));
+        }
+        assert!(resource.read().topics.count <= TOPICS);
     }
 }

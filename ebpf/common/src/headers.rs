@@ -23,6 +23,9 @@ unsafe impl Wire for u32 {}
 // SAFETY: an array of plain values has no padding either.
 unsafe impl<T: Wire, const N: usize> Wire for [T; N] {}
 
+/// What the length fields of IPv4 and UDP headers can hold.
+pub const MAX_LENGTH: u32 = 65_535;
+
 /// `ETH_P_IP` in network byte order.
 pub const ETHERTYPE_IPV4: u16 = 0x0800u16.to_be();
 /// `ETH_P_IPV6` in network byte order.

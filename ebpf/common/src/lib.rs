@@ -19,12 +19,14 @@ pub mod maps;
 pub mod metrics;
 pub mod peer;
 pub mod reason;
+pub mod slot;
 
 pub use config::NodeConfig;
 pub use endpoint::Endpoint;
 pub use metrics::Counter;
 pub use peer::Peer;
 pub use reason::Reason;
+pub use slot::{SlotV4, SlotV6};
 
 /// A network address as both families share it: IPv4 as `::ffff:a.b.c.d`, in network byte order.
 pub type Address = [u8; 16];

@@ -6,6 +6,10 @@ pub const CONFIG: &str = "CONFIG_V1";
 pub const ENDPOINTS_V4: &str = "ENDPOINTS4_V1";
 /// Hash: pod's IPv6 address (16 bytes) → [`Endpoint`](crate::Endpoint).
 pub const ENDPOINTS_V6: &str = "ENDPOINTS6_V1";
+/// `Array` of [`SlotV4`](crate::SlotV4), by [`slot::index`](crate::slot::index).
+pub const SLOTS_V4: &str = "SLOTS4_V1";
+/// `Array` of [`SlotV6`](crate::SlotV6).
+pub const SLOTS_V6: &str = "SLOTS6_V1";
 /// Longest prefix: IPv4 → [`Peer`](crate::Peer).
 pub const PEERS_V4: &str = "PEERS4_V1";
 /// Longest prefix: IPv6 → [`Peer`](crate::Peer).
@@ -16,10 +20,12 @@ pub const CLUSTER: &str = "CLUSTER_V1";
 pub const METRICS: &str = "METRICS_V1";
 
 /// Every pinned map.
-pub const ALL: [&str; 7] = [
+pub const ALL: [&str; 9] = [
     CONFIG,
     ENDPOINTS_V4,
     ENDPOINTS_V6,
+    SLOTS_V4,
+    SLOTS_V6,
     PEERS_V4,
     PEERS_V6,
     CLUSTER,

@@ -96,11 +96,8 @@ reasons! {
     SpoofedTunnelSource = 47, "spoofed_tunnel_source";
     /// Congestion marked on the outside of a packet whose sender does not understand it (RFC 6040).
     EcnViolation = 48, "ecn_violation";
-    /// The tunnel header could not be added.
-    EncapFailed = 49, "encap_failed";
-    /// The tunnel header could not be taken off.
-    DecapFailed = 50, "decap_failed";
-    /// The packet could not be written to.
+    /// The kernel could not change the packet: it had no memory. Nothing in a packet leads here; the verifier wants an
+    /// answer wherever a helper or a bound could say no. (49 and 50 were finer names for it.)
     RewriteFailed = 51, "rewrite_failed";
     /// The node is not configured.
     NotConfigured = 52, "not_configured";

@@ -86,14 +86,16 @@ impl Case {
         all
     }
 
-    /// The cases whose names contain one of `filters`; all of them if there is no filter.
+    /// The cases that `filters` name, or whose names contain one of them that is no case's whole name; all of them if there
+    /// is no filter.
     pub fn select(filters: &[String]) -> Vec<Self> {
         let wanted = |case: &Self| {
             let name = case.to_string();
-            filters.is_empty()
-                || filters
-                    .iter()
-                    .any(|filter| name == *filter || name.contains(filter.as_str()))
+            let fits = |filter: &String| match filter.parse::<Self>() {
+                Ok(one) => one == *case,
+                Err(_) => name.contains(filter.as_str()),
+            };
+            filters.is_empty() || filters.iter().any(fits)
         };
         Self::all().into_iter().filter(wanted).collect()
     }
@@ -159,6 +161,8 @@ mod tests {
         assert_eq!(Case::all().len(), 14);
         assert_eq!(Case::select(&["same-node".to_owned()]).len(), 7);
         assert_eq!(Case::select(&["rr".to_owned()]).len(), 4);
+        assert_eq!(Case::select(&["tcp1".to_owned()]).len(), 4);
+        assert_eq!(Case::select(&["same-node/tcp1".to_owned()]).len(), 1);
         let case: Case = "cross-node/tcp1+big".parse().unwrap();
         assert_eq!(case.floor("flannel-kp"), Some(2.7));
         assert_eq!(case.floor("flannel"), None);

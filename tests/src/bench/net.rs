@@ -1,6 +1,7 @@
 //! `bench net`: what pods get of the network, beside what the node itself gets and what others make of it.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
@@ -20,8 +21,12 @@ use crate::process::Process;
 /// How large segments may be where the fabric allows BIG TCP.
 const BIG_BYTES: u32 = 185_000;
 
+/// The column of another build of Weft.
+const OTHER_BUILD: &str = "other";
+
 /// The peers' columns, in order.
-pub const PEERS: [&str; 7] = [
+pub const PEERS: [&str; 8] = [
+    OTHER_BUILD,
     "host",
     "host+big",
     "veth",
@@ -44,8 +49,45 @@ pub struct Options {
     pub encap: Encap,
     /// Whether Weft itself is measured; without it the peers can be looked at alone.
     pub with_weft: bool,
+    /// The programs of another build of Weft, to be measured beside this one.
+    pub other_build: Option<PathBuf>,
+    /// The peers that are measured; all of them if none is named.
+    pub peers: Vec<String>,
     /// The order's seed.
     pub seed: u64,
+}
+
+impl Options {
+    fn measures(&self, column: &str) -> bool {
+        let named = self.peers.iter().any(|peer| peer == column);
+        self.peers.is_empty() || named || [WEFT, OTHER_BUILD].contains(&column)
+    }
+}
+
+/// One fabric's part in the comparison.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scene {
+    /// Weft and all peers.
+    Plain,
+    /// Weft and the nodes themselves where BIG TCP is allowed.
+    Big,
+    /// The other build of Weft alone.
+    Other { big: bool },
+}
+
+impl Scene {
+    fn is_big(self) -> bool {
+        matches!(self, Self::Big | Self::Other { big: true })
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "bench",
+            Self::Big => "bench-big",
+            Self::Other { big: false } => "bench-other",
+            Self::Other { big: true } => "bench-other-big",
+        }
+    }
 }
 
 /// One column: its links, and the servers at their ends.
@@ -70,7 +112,7 @@ impl Variant {
         self.link(case.reach)?;
         match (self.name, self.big, case.big) {
             // In a row without BIG TCP nothing of the raised fabric is shown, and in a row with it only Weft has it.
-            (_, true, false) | (WEFT, false, true) => None,
+            (_, true, false) | (WEFT | OTHER_BUILD, false, true) => None,
             ("host", true, true) => Some("host+big"),
             (name, ..) => Some(name),
         }
@@ -90,10 +132,18 @@ struct World {
 /// Measures; `say` is told what happens.
 pub fn run(options: &Options, mut say: impl FnMut(&str)) -> Result<Vec<Row>> {
     say("setting up nodes, pods and peers");
-    let mut worlds = vec![World::new(options, false)?];
-    if options.cases.iter().any(|case| case.big) {
+    let mut worlds = vec![World::new(options, Scene::Plain)?];
+    let any_big = options.cases.iter().any(|case| case.big);
+    if any_big {
         say("setting up nodes and pods on a fabric that allows BIG TCP");
-        worlds.push(World::new(options, true)?);
+        worlds.push(World::new(options, Scene::Big)?);
+    }
+    if options.other_build.is_some() {
+        say("setting up nodes and pods of the other build");
+        worlds.push(World::new(options, Scene::Other { big: false })?);
+        if any_big {
+            worlds.push(World::new(options, Scene::Other { big: true })?);
+        }
     }
     let variants: Vec<&Variant> = worlds.iter().flat_map(|world| &world.variants).collect();
     for variant in &variants {
@@ -114,6 +164,7 @@ pub fn run(options: &Options, mut say: impl FnMut(&str)) -> Result<Vec<Row>> {
                 variants
                     .iter()
                     .filter_map(|v| Some((*case, *v, v.column(*case)?)))
+                    .filter(|(.., column)| options.measures(column))
             })
             .collect();
         shuffle.apply(&mut plan);
@@ -167,12 +218,13 @@ fn floor(case: Case, encap: Encap, peer: &str) -> Option<f64> {
 }
 
 impl World {
-    fn new(options: &Options, big: bool) -> Result<Self> {
+    fn new(options: &Options, scene: Scene) -> Result<Self> {
+        let (big, name) = (scene.is_big(), scene.name());
+        let is_other = matches!(scene, Scene::Other { .. });
         let fabric_options = FabricOptions {
             big_tcp: big.then_some(BIG_BYTES),
             ..FabricOptions::default()
         };
-        let name = if big { "bench-big" } else { "bench" };
         let mut world = Self {
             variants: Vec::new(),
             servers: Vec::new(),
@@ -183,10 +235,13 @@ impl World {
         };
         let cluster;
         let own_fabric;
-        let fabric = if options.with_weft {
+        let fabric = if options.with_weft || is_other {
             let mut wanted = ClusterOptions::new(name);
             wanted.fabric = fabric_options;
             wanted.agent.encap = options.encap;
+            if is_other {
+                wanted.agent.bin_dir.clone_from(&options.other_build);
+            }
             cluster = Some(Cluster::start(wanted)?);
             own_fabric = None;
             &cluster.as_ref().context("it was started")?.fabric
@@ -196,9 +251,12 @@ impl World {
             own_fabric.as_ref().context("it was made")?
         };
         if let Some(cluster) = &cluster {
-            world.add_weft(cluster, big)?;
+            let column = if is_other { OTHER_BUILD } else { WEFT };
+            world.add_weft(cluster, column, big)?;
         }
-        world.add_peers(fabric, big)?;
+        if !is_other {
+            world.add_peers(fabric, big)?;
+        }
         world.cluster = cluster;
         world.fabric = own_fabric;
 
@@ -215,7 +273,7 @@ impl World {
         Ok(world)
     }
 
-    fn add_weft(&mut self, cluster: &Cluster, big: bool) -> Result<()> {
+    fn add_weft(&mut self, cluster: &Cluster, name: &'static str, big: bool) -> Result<()> {
         let [a, b, ..] = cluster.nodes.as_slice() else {
             anyhow::bail!("the cluster has fewer than two nodes");
         };
@@ -223,7 +281,7 @@ impl World {
         let beside = Attachment::add(a, "weft-2")?;
         let remote = Attachment::add(b, "weft-3")?;
         self.variants.push(Variant {
-            name: WEFT,
+            name,
             big,
             same: Some(Link::between(&first.place, &beside.place)?),
             cross: Some(Link::between(&first.place, &remote.place)?),

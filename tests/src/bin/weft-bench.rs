@@ -1,9 +1,11 @@
 //! `weft-bench`: what `cargo xtask bench` becomes once everything is built.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
+use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand, ValueEnum};
 use weft_lab::bench::case::Case;
 use weft_lab::bench::load::Measure;
@@ -60,6 +62,12 @@ struct NetArgs {
     /// Who encapsulates: what the agent's self-test chooses, the programs, or the kernel's device
     #[arg(long, value_enum, default_value_t = EncapArg::Auto)]
     encap: EncapArg,
+    /// Measures another build of Weft beside this one; the directory holds its `weft`
+    #[arg(long, value_name = "DIR")]
+    against: Option<PathBuf>,
+    /// Only these peers
+    #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(net::PEERS))]
+    peers: Vec<String>,
     /// Leaves the traffic's ends in the ordinary scheduling class
     #[arg(long)]
     no_real_time: bool,
@@ -139,6 +147,8 @@ fn run(bench: Bench) -> Result<()> {
                     EncapArg::Device => Encap::Device,
                 },
                 with_weft: !args.common.without_weft,
+                other_build: args.against.clone(),
+                peers: args.peers.clone(),
                 seed: seed(&args.common),
             };
             anyhow::ensure!(

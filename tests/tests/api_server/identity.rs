@@ -113,6 +113,230 @@ async fn masters_may_act_as_someone_else() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_node_renews_its_certificate_and_goes_on_with_it() -> Result<()> {
+    use weft_agent::config::{ControlPlane, Join, Trust};
+    use weft_agent::join;
+
+    let server = Server::api_only()?;
+    let state = tempfile::tempdir()?;
+    let control_plane = ControlPlane::Join(Join {
+        server: server.url(),
+        token: Some(server.token()?),
+        trust: Trust::CaFile(server.path("data/pki/ca.crt")),
+    });
+    let join::Connection { client, renewal } = join::connect(&control_plane, "n1", state.path()).await?;
+    let mut renewal = renewal.context("nothing renews the certificate")?;
+    let own = json!({"metadata": {"name": "n1"}});
+    assert_eq!(json(&client, "POST", "/api/v1/nodes", &own).await?.0, 201);
+    let kept = || std::fs::read_to_string(join::credentials_path(state.path()));
+    let first = kept()?;
+    renewal.renew().await?;
+    assert_ne!(kept()?, first);
+    // The client of before goes on, and the next agent begins with what was kept.
+    get(&client, "/api/v1/nodes/n1").await?;
+    let again = join::connect(&control_plane, "n1", state.path()).await?.client;
+    get(&again, "/api/v1/nodes/n1").await?;
+    let requests = get(&server.client().await?, REQUESTS).await?;
+    let requests = requests["items"].as_array().context("no requests")?;
+    let by_itself = requests
+        .iter()
+        .filter(|request| request["spec"]["username"] == "system:node:n1");
+    assert_eq!((requests.len(), by_itself.count()), (2, 1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_reads_what_its_pods_need_and_writes_what_is_its_own() -> Result<()> {
+    let server = Server::api_only()?;
+    let master = server.client().await?;
+    let n1 = server.user("system:node:n1", Some("system:nodes")).await?;
+    let secrets = "/api/v1/namespaces/default/secrets";
+    let pods = "/api/v1/namespaces/default/pods";
+    for name in ["mine", "other"] {
+        let secret = json!({"metadata": {"name": name}, "stringData": {"k": "v"}});
+        assert_eq!(json(&master, "POST", secrets, &secret).await?.0, 201);
+    }
+    for name in ["n1", "n2"] {
+        let node = json!({"metadata": {"name": name}});
+        assert_eq!(json(&master, "POST", "/api/v1/nodes", &node).await?.0, 201);
+        let pod = json!({
+            "metadata": {"name": format!("on-{name}")},
+            "spec": {
+                "nodeName": name, "containers": [{"name": "c", "image": "i"}],
+                "volumes": [{"name": "v", "secret": {"secretName": if name == "n1" { "mine" } else { "other" }}}],
+            },
+        });
+        assert_eq!(json(&master, "POST", pods, &pod).await?.0, 201);
+    }
+    get(&n1, &format!("{secrets}/mine")).await?;
+    get(&n1, &format!("{secrets}?fieldSelector=metadata.name%3Dmine")).await?;
+    // It may be asked for, although no controller is there to make it.
+    let authority = "/api/v1/namespaces/default/configmaps/kube-root-ca.crt";
+    assert_eq!(json(&n1, "GET", authority, &Value::Null).await?.0, 404);
+    let before = get(&master, pods).await?["metadata"]["resourceVersion"].clone();
+    let label = json!({"metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}}});
+    let taint = json!({"spec": {"taints": [{"key": "k", "effect": "NoSchedule"}]}});
+    let status = json!({"status": {"message": "x"}});
+    let mirror = json!({"metadata": {"name": "m"}, "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "i"}]}});
+    for (method, path, body, text) in [
+        (
+            "GET",
+            &format!("{secrets}/other"),
+            &Value::Null,
+            "no relationship found between node 'n1' and this object",
+        ),
+        ("GET", &secrets.to_owned(), &Value::Null, "No Object name found"),
+        (
+            "PUT",
+            &format!("{secrets}/mine"),
+            &label,
+            "can only read resources of this type",
+        ),
+        (
+            "DELETE",
+            &format!("{pods}/on-n2"),
+            &Value::Null,
+            "can only delete pods with spec.nodeName set to itself",
+        ),
+        (
+            "PATCH",
+            &format!("{pods}/on-n2/status"),
+            &status,
+            "can only update pod status for pods with spec.nodeName",
+        ),
+        ("POST", &pods.to_owned(), &mirror, "can only create mirror pods"),
+        (
+            "PATCH",
+            &"/api/v1/nodes/n1".to_owned(),
+            &label,
+            "is not allowed to modify labels: node-role.kubernetes.io",
+        ),
+        (
+            "PATCH",
+            &"/api/v1/nodes/n1".to_owned(),
+            &taint,
+            "is not allowed to modify taints",
+        ),
+        (
+            "PATCH",
+            &"/api/v1/nodes/n2".to_owned(),
+            &taint,
+            "is not allowed to modify node",
+        ),
+        (
+            "DELETE",
+            &"/api/v1/nodes/n1".to_owned(),
+            &Value::Null,
+            "cannot delete resource \"nodes\"",
+        ),
+    ] {
+        let kind = if method == "PATCH" {
+            "application/merge-patch+json"
+        } else {
+            "application/json"
+        };
+        let (code, answer) = send(&n1, method, path, kind, body.to_string()).await?;
+        let message = answer["message"].as_str().unwrap_or_default();
+        assert!(code == 403 && message.contains(text), "{method} {path}: {answer}");
+    }
+    assert_eq!(get(&master, pods).await?["metadata"]["resourceVersion"], before);
+    let kind = "application/merge-patch+json";
+    let own = format!("{pods}/on-n1");
+    let (code, answer) = send(&n1, "PATCH", &format!("{own}/status"), kind, status.to_string()).await?;
+    assert_eq!(code, 200, "{answer}");
+    let now = json!({"gracePeriodSeconds": 0});
+    assert_eq!(json(&n1, "DELETE", &own, &now).await?.0, 200);
+    assert_eq!(
+        json(&n1, "GET", &format!("{secrets}/mine"), &Value::Null)
+            .await?
+            .0,
+        403
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_user_gets_the_certificate_that_someone_who_may_approves() -> Result<()> {
+    let server = Server::api_only()?;
+    let master = server.client().await?;
+    let request = async |name: &str, group: &str, usage: &str| -> Result<(String, u16, Value)> {
+        let (key, pem) = certificate_request("dora", group)?;
+        let mut object = signing_request(name, &pem);
+        object["spec"]["signerName"] = json!("kubernetes.io/kube-apiserver-client");
+        object["spec"]["usages"] = json!([usage]);
+        let (code, answer) = json(&master, "POST", REQUESTS, &object).await?;
+        Ok((key, code.as_u16(), answer))
+    };
+    let (_, code, answer) = request("masters", "system:masters", "client auth").await?;
+    let message = answer["message"].as_str().unwrap_or_default();
+    assert!(
+        code == 403 && message.contains("with system:masters group is not allowed"),
+        "{answer}"
+    );
+
+    let (key, code, answer) = request("dora", "devs", "client auth").await?;
+    assert_eq!(code, 201, "{answer}");
+    // Who may write approvals may not approve for every signer.
+    let clerk = server.user("clerk", None).await?;
+    server.kubectl(&[
+        "create",
+        "clusterrole",
+        "clerk",
+        "--verb=update",
+        "--resource=certificatesigningrequests/approval",
+    ])?;
+    server.kubectl(&[
+        "create",
+        "clusterrolebinding",
+        "clerk",
+        "--clusterrole=clerk",
+        "--user=clerk",
+    ])?;
+    let mut approved = get(&master, &format!("{REQUESTS}/dora")).await?;
+    approved["status"] = json!({"conditions": [{"type": "Approved", "status": "True"}]});
+    let approval = format!("{REQUESTS}/dora/approval");
+    let (code, answer) = json(&clerk, "PUT", &approval, &approved).await?;
+    let message = answer["message"].as_str().unwrap_or_default();
+    assert!(
+        code == 403 && message.contains("user not permitted to approve requests with signerName"),
+        "{answer}"
+    );
+
+    server.kubectl(&["certificate", "approve", "dora"])?;
+    let signed = get(&master, &format!("{REQUESTS}/dora")).await?;
+    let certificate = STANDARD.decode(signed["status"]["certificate"].as_str().context("not signed")?)?;
+    let dora = server
+        .with_certificate(&String::from_utf8(certificate)?, &key)
+        .await?;
+    let who = json(
+        &dora,
+        "POST",
+        "/apis/authentication.k8s.io/v1/selfsubjectreviews",
+        &json!({}),
+    )
+    .await?
+    .1;
+    assert_eq!(
+        who["status"]["userInfo"]["groups"],
+        json!(["devs", "system:authenticated"]),
+        "{who}"
+    );
+
+    request("server", "devs", "server auth").await?;
+    server.kubectl(&["certificate", "approve", "server"])?;
+    let failed = get(&master, &format!("{REQUESTS}/server")).await?;
+    assert!(failed["status"]["certificate"].is_null(), "{failed}");
+    assert_eq!(
+        failed["status"]["conditions"][1]["reason"], "SignerValidationFailure",
+        "{failed}"
+    );
+    request("no", "devs", "client auth").await?;
+    server.kubectl(&["certificate", "deny", "no"])?;
+    assert!(server.kubectl(&["get", "csr", "no"])?.contains("Denied"));
+    Ok(())
+}
+
 fn signing_request(name: &str, request: &str) -> Value {
     json!({
         "metadata": {"name": name},

@@ -1,10 +1,18 @@
 //! The API server as clients meet it: the real program over TLS, driven by `kubectl`, by kube-rs and by hand.
 
+mod authorization;
 mod custom;
 mod identity;
+mod kinds;
 mod kubectl;
 mod machinery;
 mod objects;
+mod protection;
+mod python;
 mod refusals;
 mod server;
+mod services;
+mod tokens;
+mod transcripts;
+mod volumes;
 mod watching;

@@ -16,6 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
+use weft_controller::pki::Authority;
 use weft_lab::wait::wait_for;
 
 /// A running `weft controller`; killed when dropped.
@@ -36,7 +37,8 @@ impl Server {
         Self::start(&[])
     }
 
-    fn start(flags: &[&str]) -> Result<Self> {
+    /// With these flags.
+    pub(crate) fn start(flags: &[&str]) -> Result<Self> {
         let directory = TempDir::with_prefix("weft-api-")?;
         let child = spawn(directory.path(), "127.0.0.1:0", flags)?;
         let mut server = Self {
@@ -56,6 +58,11 @@ impl Server {
         address.with_context(|| fs::read_to_string(self.path("log")).unwrap_or_default())
     }
 
+    /// Where it serves.
+    pub(crate) fn url(&self) -> String {
+        format!("https://{}", self.address)
+    }
+
     /// Kills it without warning and starts it again over the same data and port.
     pub(crate) fn crash_and_restart(&mut self, flags: &[&str]) -> Result<()> {
         self.child.kill()?;
@@ -70,7 +77,7 @@ impl Server {
         self.directory.path().join(name)
     }
 
-    fn kubeconfig(&self) -> PathBuf {
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.path("data/admin.kubeconfig")
     }
 
@@ -98,6 +105,24 @@ impl Server {
             .context("kubectl is not installed")
     }
 
+    /// Runs `kubectl` where the files are that were written, with more of an environment.
+    pub(crate) fn kubectl_at_home(
+        &self,
+        environment: &[(&str, &str)],
+        arguments: &[String],
+    ) -> Result<Output> {
+        Command::new("timeout")
+            .args(["60", "kubectl"])
+            .args(arguments)
+            .current_dir(self.directory.path())
+            .env("KUBECONFIG", self.kubeconfig())
+            .env("HOME", self.directory.path())
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .output()
+            .context("kubectl is not installed")
+    }
+
     /// Writes a file that `kubectl -f` can read.
     pub(crate) fn write(&self, name: &str, text: &str) -> Result<String> {
         let path = self.path(name);
@@ -107,7 +132,10 @@ impl Server {
 
     async fn config(&self) -> Result<Config> {
         let kubeconfig = Kubeconfig::read_from(self.kubeconfig())?;
-        Ok(Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?)
+        let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        // Tests see each answer as it is.
+        config.default_retry = false;
+        Ok(config)
     }
 
     /// A client with the administrator's credentials.
@@ -135,6 +163,14 @@ impl Server {
             ..kube::config::AuthInfo::default()
         };
         Ok(Client::try_from(config)?)
+    }
+
+    /// A client with a certificate of the cluster's authority, in a group or none.
+    pub(crate) async fn user(&self, name: &str, group: Option<&str>) -> Result<Client> {
+        let authority = Authority::open(&self.path("data/pki"))?;
+        let credentials = authority.client(name, group)?;
+        self.with_certificate(&credentials.certificate, &credentials.key)
+            .await
     }
 
     /// The `weft token create` command's answer.
@@ -189,11 +225,22 @@ pub(crate) async fn send(
     content_type: &str,
     body: impl Into<Vec<u8>>,
 ) -> Result<(StatusCode, Value)> {
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header("content-type", content_type)
-        .body(Body::from(body.into()))?;
+    send_with(client, method, path, &[("content-type", content_type)], body).await
+}
+
+/// The same with further headers.
+pub(crate) async fn send_with(
+    client: &Client,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<Vec<u8>>,
+) -> Result<(StatusCode, Value)> {
+    let mut request = Request::builder().method(method).uri(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Body::from(body.into()))?;
     let response = client.send(request).await?;
     let status = response.status();
     let bytes = response.into_body().collect_bytes().await?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::ListParams;
 use serde_json::json;
@@ -62,5 +63,38 @@ async fn killed_while_scaling_nothing_acknowledged_is_lost() -> Result<()> {
         1,
         "no second set for the same template"
     );
+    Ok(())
+}
+
+/// A pod that ended is counted in three writes; a crash between any two of them loses none and counts none twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_while_counting_a_job_counts_each_pod_once() -> Result<()> {
+    let mut world = World::in_process().await?;
+    world.join(&["n1", "n2"]).await?;
+    world
+        .create::<Job>(json!({
+            "metadata": { "name": "many" },
+            "spec": { "completions": 80, "parallelism": 20, "template": {
+                "metadata": { "annotations": { "test/exit": "0" } },
+                "spec": { "restartPolicy": "Never", "containers": [{ "name": "c", "image": "img:1" }] },
+            } },
+        }))
+        .await?;
+    for round in 1..5 {
+        eventually("the Job to go on", || async {
+            let status = world.api::<Job>().get("many").await.ok()?.status?;
+            (status.succeeded.unwrap_or(0) >= 10 * round).then_some(())
+        })
+        .await?;
+        tokio::time::sleep(Duration::from_millis(23 * u64::try_from(round)?)).await;
+        world.crash().await?;
+    }
+    let done = eventually("the Job to be complete", || async {
+        let status = world.api::<Job>().get("many").await.ok()?.status?;
+        status.completion_time.is_some().then_some(status)
+    })
+    .await?;
+    assert_eq!((done.succeeded, done.failed), (Some(80), None));
+    assert_eq!(world.pods("job-name=many").await?.len(), 80, "not one too many");
     Ok(())
 }

@@ -4,9 +4,15 @@
 #![expect(clippy::unwrap_used, reason = "what the tests share is test code, too")]
 
 mod crash;
+mod daemons;
 mod garbage;
+mod jobs;
+mod limits;
 mod nodes;
 mod rollout;
 mod scale;
 mod scheduling;
+mod services;
+mod stateful;
+mod volumes;
 mod world;

@@ -163,6 +163,21 @@ async fn a_paused_deployment_scales_but_does_not_roll() -> Result<()> {
     world.merge::<Deployment>("web", patch).await?;
     world.wait_ready("app=web", 4).await?;
     assert_eq!(world.sets().await?.len(), 1, "no new set while paused");
+    let paused = eventually("the new size in the status", || async {
+        let status = world.deployment("web").await.ok()?.status?;
+        (status.available_replicas == Some(4)).then_some(status)
+    })
+    .await?;
+    let reasons: Vec<_> = paused
+        .conditions
+        .iter()
+        .flatten()
+        .filter_map(|c| c.reason.as_deref())
+        .collect();
+    assert!(
+        reasons.contains(&"DeploymentPaused"),
+        "a paused rollout is not judged: {reasons:?}"
+    );
     world
         .merge::<Deployment>("web", json!({ "spec": { "paused": null } }))
         .await?;
@@ -190,4 +205,111 @@ async fn a_rollout_that_does_not_move_is_reported() -> Result<()> {
             .then_some(())
     })
     .await
+}
+
+/// `kubectl rollout status`, `history`, `undo`, `pause`, `resume` and `restart`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubectl_rolls_back_pauses_and_restarts() -> Result<()> {
+    let world = World::start().await?;
+    world.join(&["n1"]).await?;
+    world.create::<Deployment>(deployment("web", 3, "img:1")).await?;
+    let status = || world.kubectl(&["rollout", "status", "deploy/web", "--timeout=60s"]);
+    let done = "deployment \"web\" successfully rolled out\n";
+    assert!(status().await?.ends_with(done));
+    world.kubectl(&["set", "image", "deploy/web", "c=img:2"]).await?;
+    assert!(status().await?.ends_with(done));
+    let history = world.kubectl(&["rollout", "history", "deploy/web"]).await?;
+    assert!(history.contains("\n1 ") && history.contains("\n2 "), "{history}");
+    let first = world
+        .kubectl(&["rollout", "history", "deploy/web", "--revision=1"])
+        .await?;
+    assert!(first.contains("img:1"), "{first}");
+    world
+        .kubectl(&["rollout", "undo", "deploy/web", "--to-revision=1"])
+        .await?;
+    assert!(status().await?.ends_with(done));
+    let back = world.deployment("web").await?;
+    assert_eq!(back.annotations()["deployment.kubernetes.io/revision"], "3");
+    let sets = world.sets().await?;
+    let active = sets
+        .iter()
+        .find(|set| set.spec.as_ref().and_then(|spec| spec.replicas) == Some(3));
+    assert_eq!(active.map(image).as_deref(), Some("img:1"));
+
+    world.kubectl(&["rollout", "pause", "deploy/web"]).await?;
+    let refused = world.kubectl(&["rollout", "restart", "deploy/web"]).await;
+    assert!(refused.is_err_and(|error| error.to_string().contains("can't restart paused deployment")));
+    world.kubectl(&["rollout", "resume", "deploy/web"]).await?;
+    let before = world.deployment("web").await?.metadata.generation;
+    world.kubectl(&["rollout", "restart", "deploy/web"]).await?;
+    assert!(status().await?.ends_with(done));
+    let restarted = world.deployment("web").await?;
+    assert!(restarted.metadata.generation > before);
+    assert_eq!(restarted.annotations()["deployment.kubernetes.io/revision"], "4");
+    Ok(())
+}
+
+/// "deployment should support proportional scaling".
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scaling_in_a_rollout_is_shared_out() -> Result<()> {
+    let world = World::start().await?;
+    world.join(&["n1"]).await?;
+    let mut web = deployment("web", 10, "img:1");
+    web["spec"]["strategy"] =
+        json!({ "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 3, "maxUnavailable": 2 } });
+    world.create::<Deployment>(web).await?;
+    rolled_out(&world, "web", 10).await?;
+    let stuck =
+        json!({ "spec": { "template": { "metadata": { "annotations": { "test/never-ready": "yes" } } } } });
+    world.merge::<Deployment>("web", stuck).await?;
+    let sizes = |wanted: [i32; 2]| {
+        let world = &world;
+        async move {
+            eventually(&format!("sets of {wanted:?}"), || async {
+                let mut sizes: Vec<i32> = world
+                    .sets()
+                    .await
+                    .ok()?
+                    .iter()
+                    .filter_map(|set| set.spec.as_ref()?.replicas)
+                    .collect();
+                sizes.sort_unstable();
+                (sizes == wanted).then_some(())
+            })
+            .await
+        }
+    };
+    sizes([5, 8]).await?;
+    world
+        .merge::<Deployment>("web", json!({ "spec": { "replicas": 30 } }))
+        .await?;
+    sizes([13, 20]).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_is_taken_is_given_up() -> Result<()> {
+    let world = World::start().await?;
+    world.join(&["n1"]).await?;
+    world.create::<Deployment>(deployment("web", 1, "img:1")).await?;
+    rolled_out(&world, "web", 1).await?;
+    let taken = world.sets().await?[0].name_any();
+    world
+        .api::<Deployment>()
+        .delete("web", &kube::api::DeleteParams::foreground())
+        .await?;
+    eventually("it to be gone", || async {
+        let gone = world.deployment("web").await.is_err();
+        (gone && world.sets().await.ok()?.is_empty()).then_some(())
+    })
+    .await?;
+    world
+        .create::<ReplicaSet>(json!({
+            "metadata": { "name": taken },
+            "spec": { "replicas": 0, "selector": { "matchLabels": { "app": "other" } }, "template": pod_template("other", "img:9") },
+        }))
+        .await?;
+    world.create::<Deployment>(deployment("web", 1, "img:1")).await?;
+    let web = rolled_out(&world, "web", 1).await?;
+    assert_eq!(web.status.and_then(|status| status.collision_count), Some(1));
+    Ok(())
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use anyhow::Result;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Node, Pod, ReplicationController};
+use k8s_openapi::api::scheduling::v1::PriorityClass;
 use kube::Api;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::{DeleteParams, ListParams, PostParams};
 use serde_json::json;
 
 use crate::world::{World, by_node, deployment, eventually, pod_template};
@@ -200,6 +201,43 @@ async fn nothing_is_written_when_nothing_changes() -> Result<()> {
         let before = versions().await.ok()?;
         tokio::time::sleep(Duration::from_secs(2)).await;
         (versions().await.ok()? == before).then_some(())
+    })
+    .await
+}
+
+/// "should surface a failure condition on a common issue like exceeded quota".
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_keeps_pods_from_being_made_is_said_until_it_is_over() -> Result<()> {
+    let world = World::start().await?;
+    world.join(&["n1"]).await?;
+    let mut web = deployment("web", 2, "img:1");
+    web["spec"]["template"]["spec"]["priorityClassName"] = json!("urgent");
+    world.create::<Deployment>(web).await?;
+    let failure = || async {
+        let status = world.deployment("web").await.ok()?.status?;
+        let conditions = status.conditions.into_iter().flatten();
+        Some(
+            conditions
+                .into_iter()
+                .find(|condition| condition.type_ == "ReplicaFailure"),
+        )
+    };
+    let said = eventually("the failure", || async { failure().await.flatten() }).await?;
+    assert_eq!(
+        (said.status.as_str(), said.reason.as_deref()),
+        ("True", Some("FailedCreate"))
+    );
+    let message = said.message.unwrap_or_default();
+    assert!(
+        message.starts_with("pods ") && message.ends_with("no PriorityClass with name urgent was found"),
+        "the server's words alone: {message}"
+    );
+    let classes: Api<PriorityClass> = Api::all(world.client.clone());
+    let class = serde_json::from_value(json!({ "metadata": { "name": "urgent" }, "value": 1000 }))?;
+    classes.create(&PostParams::default(), &class).await?;
+    world.wait_ready("app=web", 2).await?;
+    eventually("the failure to be forgotten", || async {
+        failure().await?.is_none().then_some(())
     })
     .await
 }

@@ -85,11 +85,18 @@ impl World {
         let mut settings = controllers();
         adjust(&mut settings);
         let config = weft_controller::Config {
+            limits: weft_controller::api::Limits::default(),
+            audit: None,
+            encryption_key_file: dir.path().join("encryption.key"),
             data_dir: dir.path().to_owned(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             advertise_address: Ipv4Addr::LOCALHOST.into(),
             names: Vec::new(),
             addresses: Vec::new(),
+            service_cidrs: vec![
+                "10.96.0.0/16".parse().unwrap(),
+                "fd00:10:96::/112".parse().unwrap(),
+            ],
             controllers: settings,
             etcd: None,
             api_only: false,
@@ -201,6 +208,25 @@ impl World {
             delete_now(&self.client, pod).await;
         }
         Ok(())
+    }
+
+    /// Runs `kubectl` as the administrator; fails if it fails.
+    pub(crate) async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        let output = tokio::process::Command::new("timeout")
+            .args(["90", "kubectl"])
+            .args(arguments)
+            .env("KUBECONFIG", self.dir.path().join("admin.kubeconfig"))
+            .env("HOME", self.dir.path())
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .context("kubectl is not installed")?;
+        if !output.status.success() {
+            let (out, error) = (output.stdout, output.stderr);
+            let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+            bail!("kubectl {arguments:?}: {}{}", text(&error), text(&out));
+        }
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     pub(crate) fn api<K>(&self) -> Api<K>
@@ -416,8 +442,13 @@ fn node_status(ready: &str) -> Value {
 }
 
 async fn run_pod(client: &Client, pod: &Pod) {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     if pod.metadata.deletion_timestamp.is_some() {
         delete_now(client, pod).await;
+    } else if matches!(phase, Some("Succeeded" | "Failed")) {
+        // Its end was told.
+    } else if let Some(code) = exit_code(pod) {
+        end_pod(client, pod, code).await;
     } else if !is_ready(pod)
         && pod
             .metadata
@@ -432,11 +463,52 @@ async fn run_pod(client: &Client, pod: &Pod) {
         let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
         let now = format!("{:.0}", jiff::Timestamp::now());
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let status = simulated::running(uid, "10.244.0.9", &now);
+        let ips = [
+            format!("10.244.{}", last_bytes(uid)),
+            format!("fd00:10:244::{}", &uid[..4]),
+        ];
+        let mut status = simulated::running(uid, &ips[0], &now);
+        status["status"]["podIPs"] = ips.map(|ip| json!({ "ip": ip })).into_iter().collect();
         let _ = api
             .patch_status(name, &PatchParams::default(), &Patch::Merge(status))
             .await;
     }
+}
+
+/// With what a pod ends, if it does: annotation `test/exit`, or for one index of a Job `test/exit-<index>`.
+fn exit_code(pod: &Pod) -> Option<i32> {
+    let annotations = pod.metadata.annotations.as_ref()?;
+    let index = annotations.get("batch.kubernetes.io/job-completion-index");
+    let own = index.and_then(|index| annotations.get(&format!("test/exit-{index}")));
+    own.or_else(|| annotations.get("test/exit"))?.parse().ok()
+}
+
+async fn end_pod(client: &Client, pod: &Pod, code: i32) {
+    let namespace = pod.metadata.namespace.as_deref().unwrap();
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let now = format!("{:.0}", jiff::Timestamp::now());
+    let ended = json!({ "exitCode": code, "reason": if code == 0 { "Completed" } else { "Error" }, "finishedAt": now });
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let containers: Vec<Value> = containers
+        .map(|container| {
+            json!({ "name": container.name, "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": { "terminated": ended } })
+        })
+        .collect();
+    let status = json!({ "metadata": { "uid": pod.metadata.uid }, "status": {
+        "phase": if code == 0 { "Succeeded" } else { "Failed" }, "containerStatuses": containers,
+        "conditions": [{ "type": "Ready", "status": "False", "reason": "PodCompleted", "lastTransitionTime": now }],
+    } });
+    let name = pod.metadata.name.as_deref().unwrap();
+    let _ = api
+        .patch_status(name, &PatchParams::default(), &Patch::Merge(status))
+        .await;
+}
+
+/// The last two bytes of an address, made from a uid so that pods differ.
+fn last_bytes(uid: &str) -> String {
+    let bytes = u16::from_str_radix(&uid[..4], 16).unwrap_or(1).to_be_bytes();
+    format!("{}.{}", bytes[0], bytes[1])
 }
 
 async fn delete_now(client: &Client, pod: &Pod) {

@@ -1,5 +1,5 @@
 use weft_agent::datapath::{
-    maps::EncapMode,
+    maps::{EncapMode, EndpointEntry},
     programs::trial::{Action, Hook, Trial},
 };
 use weft_ebpf_common::{GATEWAY_V4, Reason};
@@ -7,8 +7,8 @@ use weft_ebpf_common::{GATEWAY_V4, Reason};
 use crate::{
     packet::{ETHERNET, Packet, TUNNEL, checksum, ethernet},
     world::{
-        NEIGHBOR, NEIGHBOR_HOST_MAC, NEIGHBOR_MAC, NOBODY, NODE_V4, NODE_V6, OUTSIDE, PEER_V4, PEER_V6, POD,
-        POD_HOST_MAC, POD_MAC, REMOTE, VNI, World, in_namespaces,
+        LOOPBACK, NEIGHBOR, NEIGHBOR_HOST_MAC, NEIGHBOR_MAC, NOBODY, NODE_V4, NODE_V6, OUTSIDE, PEER_V4,
+        PEER_V6, POD, POD_HOST_MAC, POD_MAC, REMOTE, VNI, World, in_namespaces, ip,
     },
 };
 
@@ -29,6 +29,47 @@ fn a_neighbor_on_the_node_is_reached_directly() {
             let expected = ethernet(NEIGHBOR_MAC, NEIGHBOR_HOST_MAC, packet.ethertype(), &packet.ip());
             assert_eq!(seen.frame, expected);
             assert_eq!(seen.bytes, packet.frame().len() as u64);
+        }
+    });
+}
+
+/// Addresses that share the low bits of [`NEIGHBOR`]'s.
+const NAMESAKE: [&str; 2] = ["10.244.5.11", "fd00:5::11"];
+
+#[test]
+fn pods_whose_addresses_end_alike_are_not_taken_for_each_other() {
+    in_namespaces(|| {
+        let world = World::new();
+        let to = |destination: &str, source: &str| {
+            let seen = world.send(HOOK, &Packet::new(source, destination).frame());
+            let mac: [u8; 6] = seen.frame[..6].try_into().expect("an address");
+            (seen.reason, mac)
+        };
+        let namesake_mac = [2, 0, 0, 0, 0, 0x55];
+        for ((pod, neighbor), namesake) in POD.into_iter().zip(NEIGHBOR).zip(NAMESAKE) {
+            assert_eq!(to(namesake, pod).0, Reason::NoPeer);
+            let entry = EndpointEntry {
+                ifindex: LOOPBACK,
+                endpoint_id: 3,
+                pod_mac: namesake_mac,
+                host_mac: NEIGHBOR_HOST_MAC,
+            };
+            world
+                .dataplane
+                .upsert_endpoint(ip(namesake), &entry)
+                .expect("upsert");
+            assert_eq!(to(neighbor, pod), (Reason::LocalDelivery, NEIGHBOR_MAC));
+            assert_eq!(to(namesake, pod), (Reason::LocalDelivery, namesake_mac));
+            // It may send, as its device is the one of the test, and its neighbour's address is not its own.
+            assert_eq!(to(pod, namesake).0, Reason::LocalDelivery);
+            assert_eq!(to(pod, neighbor).0, Reason::SpoofedSource);
+            // Neither loses its place with the other's end.
+            world.dataplane.remove_endpoint(ip(neighbor)).expect("remove");
+            assert_eq!(to(neighbor, pod).0, Reason::NoPeer);
+            assert_eq!(to(namesake, pod), (Reason::LocalDelivery, namesake_mac));
+            world.dataplane.remove_endpoint(ip(namesake)).expect("remove");
+            assert_eq!(to(namesake, pod).0, Reason::NoPeer);
+            assert_eq!(to(pod, namesake).0, Reason::SpoofedSource);
         }
     });
 }

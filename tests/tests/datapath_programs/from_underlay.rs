@@ -2,7 +2,7 @@ use std::net::IpAddr;
 
 use weft_agent::datapath::{
     maps::EncapMode,
-    programs::trial::{Action, Hook},
+    programs::trial::{Action, Hook, Trial},
 };
 use weft_ebpf_common::Reason;
 
@@ -121,6 +121,29 @@ fn what_is_for_no_pod_is_left_to_the_overlay_device() {
             ..tunnelled(&Packet::new(REMOTE[0], POD[0]))
         };
         world.must_leave(HOOK, &foreign.frame(), Reason::TunnelToStack);
+    });
+}
+
+#[test]
+fn what_the_kernel_does_not_unwrap_is_left_to_the_overlay_device() {
+    in_namespaces(|| {
+        let world = World::new();
+        for (remote, pod) in REMOTE.into_iter().zip(POD) {
+            let mut sent = tunnelled(&Packet::new(remote, pod).class(0b10));
+            sent.outer.class = 0b11;
+            let frame = sent.frame();
+            // An aggregate of neither TCP nor UDP, as SCTP's are.
+            let aggregate = Trial {
+                segment_size: Some(5),
+                ..Trial::new(&frame)
+            };
+            let seen = world.send_as(HOOK, aggregate);
+            assert_eq!(
+                (seen.action, seen.reason),
+                (Action::NotOurs, Reason::TunnelToStack)
+            );
+            assert_eq!(seen.frame, frame, "not a byte is touched");
+        }
     });
 }
 

@@ -1,14 +1,17 @@
 //! What must survive the agent, what must be put back, and what must be gone after an uninstall.
 
-use std::{fs, time::Duration};
+use std::{fs, net::Ipv4Addr, time::Duration};
 
-use aya::programs::{SchedClassifier, tc::TcAttachType};
+use aya::{
+    maps::{HashMap, Map, MapData},
+    programs::{SchedClassifier, tc::TcAttachType},
+};
 use weft_agent::datapath::{
     maps::{EncapMode, EndpointEntry},
     programs::{Dataplane, Repair, trial::Hook},
     selftest::self_test,
 };
-use weft_ebpf_common::Reason;
+use weft_ebpf_common::{Endpoint, Reason, maps};
 
 use crate::{
     packet::Packet,
@@ -76,6 +79,31 @@ fn a_new_agent_adopts_maps_and_replaces_programs() {
         drop(dataplane);
         assert_eq!(attached("under0", TcAttachType::Ingress), after);
         assert_eq!(second.verify().expect("verify"), vec![]);
+    });
+}
+
+#[test]
+fn what_an_agent_without_slots_has_done_is_taken_in() {
+    in_namespaces(|| {
+        let world = World::new();
+        let pin = MapData::from_pin(world.options.bpffs.join("maps").join(maps::ENDPOINTS_V4)).expect("pin");
+        let mut hash: HashMap<MapData, [u8; 4], Endpoint> =
+            Map::HashMap(pin).try_into().expect("the endpoints' hash");
+        let neighbor: Ipv4Addr = NEIGHBOR[0].parse().expect("address");
+        let entry = hash.get(&neighbor.octets(), 0).expect("the neighbor");
+        hash.insert([10, 244, 1, 99], entry, 0).expect("insert");
+        hash.remove(&neighbor.octets()).expect("remove");
+
+        let again = World {
+            dataplane: Dataplane::open(&world.options).expect("open again"),
+            ..world
+        };
+        let to = |address: &str| {
+            let frame = Packet::new(POD[0], address).frame();
+            again.send(Hook::FromContainer, &frame).reason
+        };
+        assert_eq!(to("10.244.1.99"), Reason::LocalDelivery);
+        assert_eq!(to(NEIGHBOR[0]), Reason::NoPeer);
     });
 }
 
@@ -228,7 +256,7 @@ fn a_map_of_another_layout_is_made_anew() {
         let world = World::new();
         let pin = world.options.bpffs.join("maps/ENDPOINTS4_V1");
         fs::remove_file(&pin).expect("remove pin");
-        aya::maps::HashMap::<aya::maps::MapData, u32, u32>::create(16, 0)
+        HashMap::<MapData, u32, u32>::create(16, 0)
             .expect("map")
             .pin(&pin)
             .expect("pin");

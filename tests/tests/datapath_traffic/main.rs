@@ -7,11 +7,19 @@ mod network;
 
 use std::{
     io::{Read, Write},
-    net::{IpAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsRawFd, OwnedFd},
     time::{Duration, Instant},
 };
 
 use network::{DEVICE, Network, PROGRAM, Pod, Setup, Underlay, in_namespaces, inside, node_addresses};
+use nix::sys::{
+    socket::{
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect, recvfrom,
+        send, setsockopt, socket, sockopt,
+    },
+    time::{TimeVal, TimeValLike},
+};
 use weft_agent::datapath::maps::EncapMode;
 use weft_ebpf_common::Reason;
 
@@ -118,6 +126,54 @@ fn udp(client: &str, server: &str, address: IpAddr, length: usize) -> (IpAddr, u
     )
 }
 
+/// A raw socket for SCTP: the datapath is not told what it carries, so whether the kernel has that protocol does not matter.
+fn sctp_socket(address: IpAddr) -> OwnedFd {
+    let family = if address.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket = socket(family, SockType::Raw, flags, SockProtocol::Sctp).expect("raw socket");
+    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(10)).expect("timeout");
+    socket
+}
+
+/// Sends an SCTP packet of `length` bytes; returns the source address the server saw.
+fn sctp(client: &str, server: &str, address: IpAddr, length: usize) -> IpAddr {
+    let any_port = SockaddrStorage::from(SocketAddr::new(address, 0));
+    let receiver = inside(server, move || {
+        let socket = sctp_socket(address);
+        bind(socket.as_raw_fd(), &any_port).expect("bind");
+        socket
+    })
+    .join()
+    .expect("server");
+    inside(client, move || {
+        let socket = sctp_socket(address);
+        connect(socket.as_raw_fd(), &any_port).expect("connect");
+        let sent = send(socket.as_raw_fd(), &pattern(length), MsgFlags::empty());
+        assert_eq!(sent, Ok(length));
+    })
+    .join()
+    .expect("client");
+    let mut buffer = vec![0; length + 20];
+    let (read, from) = recvfrom::<SockaddrStorage>(receiver.as_raw_fd(), &mut buffer)
+        .unwrap_or_else(|e| panic!("{length} bytes of SCTP from {client} to {address}: {e}"));
+    // An IPv4 raw socket shows the header, too.
+    let header = if address.is_ipv4() { 20 } else { 0 };
+    assert!(
+        buffer[header..read] == pattern(length),
+        "what came is not what was sent"
+    );
+    let from = from.expect("a source address");
+    match (from.as_sockaddr_in(), from.as_sockaddr_in6()) {
+        (Some(v4), _) => v4.ip().into(),
+        (_, Some(v6)) => v6.ip().into(),
+        _ => panic!("{from:?} is no IP address"),
+    }
+}
+
 /// Every way through the datapath: (client's namespace, server's namespace, its addresses, the client's addresses).
 fn ways() -> Vec<(String, String, [IpAddr; 2], [IpAddr; 2])> {
     let (a, b, remote) = (Pod(1, 'a'), Pod(1, 'b'), Pod(2, 'a'));
@@ -162,6 +218,14 @@ fn everyone_reaches_everyone(setup: Setup) {
                         attempts <= 3,
                         "{length} bytes from {client} to {address} took {attempts} attempts"
                     );
+                }
+            }
+        }
+        for (client, server) in [("p1a", Pod(1, 'b')), ("p1a", Pod(2, 'a'))] {
+            for (address, source) in server.addresses().into_iter().zip(Pod(1, 'a').addresses()) {
+                // The longer one in fragments.
+                for length in [100, 5000] {
+                    assert_eq!(sctp(client, &server.netns(), address, length), source);
                 }
             }
         }
@@ -232,10 +296,22 @@ fn everyone_reaches_everyone_over_ipv6_by_the_device() {
 
 #[test]
 fn aggregates_beyond_64_kilobytes_pass() {
-    in_namespaces(|| {
+    aggregates_pass(PROGRAM);
+}
+
+#[test]
+fn aggregates_beyond_64_kilobytes_pass_to_a_node_whose_device_unwraps() {
+    aggregates_pass(Setup {
+        decap: EncapMode::Device,
+        ..PROGRAM
+    });
+}
+
+fn aggregates_pass(setup: Setup) {
+    in_namespaces(move || {
         let network = Network::new(Setup {
             big_tcp: Some(185_000),
-            ..PROGRAM
+            ..setup
         });
         for (client, server, addresses, sources) in ways() {
             for (address, source) in addresses.into_iter().zip(sources) {
@@ -246,6 +322,8 @@ fn aggregates_beyond_64_kilobytes_pass() {
                 );
             }
         }
+        // By the program even where the device is to unwrap: longer ones than that can take have come, then.
+        assert!(network.counted(2, Reason::Decapsulated) > 0);
         assert_eq!(network.drops(), vec![]);
     });
 }
@@ -281,8 +359,7 @@ fn no_packet_is_lost_while_programs_are_replaced() {
             .join()
             .expect("server");
         // A busy machine may let the server wait; that is not what is tested.
-        nix::sys::socket::setsockopt(&server, nix::sys::socket::sockopt::RcvBufForce, &(8 << 20))
-            .expect("buffer");
+        setsockopt(&server, sockopt::RcvBufForce, &(8 << 20)).expect("buffer");
         server
             .set_read_timeout(Some(Duration::from_secs(2)))
             .expect("timeout");

@@ -221,7 +221,7 @@ pub fn judge_progress(
             }
         }
     }
-    let failure = all.iter().find_map(|set| {
+    let failure = new.iter().chain(all).find_map(|set| {
         set.status
             .as_ref()?
             .conditions
@@ -358,7 +358,16 @@ mod tests {
             json!([{ "type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "quota" }]),
         )
         .unwrap();
-        let status = judge(&deployment(4, json!({})), &[failing], now());
-        assert_eq!(reason(&status, REPLICA_FAILURE), "True FailedCreate");
+        let mut old = failing.clone();
+        old.status.as_mut().unwrap().conditions.as_mut().unwrap()[0].reason = Some("FailedDelete".into());
+        let web = deployment(4, json!({}));
+        let all = [&old, &failing];
+        let mut status = counted(&web, Limits::rolling(4, None, None), Some(&failing), &all, now());
+        judge_progress(&web, Some(&failing), &all, &mut status, now());
+        assert_eq!(
+            reason(&status, REPLICA_FAILURE),
+            "True FailedCreate",
+            "the new set's comes first"
+        );
     }
 }

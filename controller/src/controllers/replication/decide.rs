@@ -8,7 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::kinds::Replicated;
 use crate::controllers::pod::{DELETION_COST, PodView};
-use crate::controllers::{ControllerError, chain};
+use crate::controllers::{ControllerError, chain, said};
 
 /// What to do to the pods.
 #[derive(Debug)]
@@ -137,7 +137,7 @@ impl Failure {
             reason: if deleting { "FailedDelete" } else { "FailedCreate" }.into(),
             message: match error {
                 ControllerError::Batch { source, .. } => match &**source {
-                    ControllerError::Api { source, .. } => source.to_string(),
+                    ControllerError::Api { source, .. } => said(source),
                     other => chain(other),
                 },
                 other => chain(other),

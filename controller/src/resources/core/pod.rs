@@ -14,7 +14,8 @@ pub(super) fn prepare(pod: &mut Value) {
     spec["serviceAccount"] = spec["serviceAccountName"].clone();
 }
 
-fn qos_class(spec: &Value) -> &'static str {
+/// The quality of service that a pod's requests and limits come to.
+pub(crate) fn qos_class(spec: &Value) -> &'static str {
     let (mut any, mut guaranteed) = (false, true);
     for list in ["initContainers", "containers"] {
         for container in spec[list].as_array().into_iter().flatten() {

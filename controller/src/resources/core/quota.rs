@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::resources::Subresource::Status;
-use crate::resources::{NAME, Resource, printing, row, text};
+use crate::resources::{NAME, Resource, printing, row, text, validation};
 
 pub(super) const RESOURCE_QUOTA: Resource = Resource {
     short_names: &["quota"],
@@ -29,6 +29,7 @@ pub(super) const RESOURCE_QUOTA: Resource = Resource {
             printing::age(quota, now),
         ]
     },
+    validate: validation::quota::quota,
     ..row(
         "",
         "v1",
@@ -40,6 +41,7 @@ pub(super) const RESOURCE_QUOTA: Resource = Resource {
 
 pub(super) const LIMIT_RANGE: Resource = Resource {
     short_names: &["limits"],
+    validate: validation::quota::limit_range,
     ..row(
         "",
         "v1",

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::resources::Subresource::{Proxy, Status};
-use crate::resources::{NAME, Resource, field, printing, row, text, wide};
+use crate::resources::{NAME, Resource, field, printing, row, text, validation, wide};
 
 pub(super) const SERVICE: Resource = Resource {
     short_names: &["svc"],
@@ -22,6 +22,8 @@ pub(super) const SERVICE: Resource = Resource {
     ],
     cells,
     prepare: |service| service["status"] = serde_json::json!({"loadBalancer": {}}),
+    name_problem: validation::dns_1035_problem,
+    validate: validation::service::service,
     ..row("", "v1", "Service", ("services", "service"), "services")
 };
 
@@ -40,6 +42,7 @@ pub(super) const ENDPOINTS: Resource = Resource {
             printing::age(endpoints, now),
         ]
     },
+    validate: validation::service::endpoints,
     ..row("", "v1", "Endpoints", ("endpoints", "endpoints"), "endpoints")
 };
 

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::resources::Subresource::Status;
-use crate::resources::{NAME, Resource, printing, row, text, wide};
+use crate::resources::{NAME, Resource, printing, row, text, validation, wide};
 
 pub(super) const PERSISTENT_VOLUME: Resource = Resource {
     short_names: &["pv"],
@@ -24,6 +24,7 @@ pub(super) const PERSISTENT_VOLUME: Resource = Resource {
         wide("VolumeMode"),
     ],
     cells: volume_cells,
+    validate: validation::claim::volume,
     ..row(
         "",
         "v1",
@@ -48,6 +49,7 @@ pub(super) const PERSISTENT_VOLUME_CLAIM: Resource = Resource {
         wide("VolumeMode"),
     ],
     cells: claim_cells,
+    validate: validation::claim::claim,
     ..row(
         "",
         "v1",

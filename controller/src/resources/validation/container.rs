@@ -82,7 +82,7 @@ pub(super) fn containers<'a>(
     }
 }
 
-fn port_number(value: &Value, field: &str, problems: &mut Problems) {
+pub(super) fn port_number(value: &Value, field: &str, problems: &mut Problems) {
     let number = value.as_i64().unwrap_or_default();
     if !(1..=65535).contains(&number) {
         problems.invalid(field, &json!(number), "must be between 1 and 65535, inclusive");
@@ -90,7 +90,7 @@ fn port_number(value: &Value, field: &str, problems: &mut Problems) {
 }
 
 /// What is wrong with the name of a port.
-fn port_name_problems(name: &str) -> Vec<&'static str> {
+pub(super) fn port_name_problems(name: &str) -> Vec<&'static str> {
     let mut problems = Vec::new();
     if name.len() > 15 {
         problems.push("must be no more than 15 characters");
@@ -266,7 +266,7 @@ fn handler(handler: &Value, at: &str, problems: &mut Problems) {
     }
 }
 
-fn port_or_name(port: &Value, field: &str, problems: &mut Problems) {
+pub(super) fn port_or_name(port: &Value, field: &str, problems: &mut Problems) {
     match port.as_str() {
         Some(name) => {
             for problem in port_name_problems(name) {

@@ -5,8 +5,14 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::container::{Context, containers};
-use super::{Problems, is_set, items, label_problem, subdomain_problem, supported, text, volume};
+use super::{Problems, is_set, items, label_problem, labels, subdomain_problem, supported, text, volume};
 use crate::selector::{label_key_problem, label_value_problem};
+
+/// Checks a template for pods; `at` is its path.
+pub(crate) fn pod_template(template: &Value, at: &str, problems: &mut Problems) {
+    labels(&template["metadata"]["labels"], &format!("{at}.labels"), problems);
+    pod_spec(&template["spec"], &format!("{at}.spec"), problems);
+}
 
 /// Checks a pod's spec, in a pod or in a template; `at` is its path.
 pub(crate) fn pod_spec(spec: &Value, at: &str, problems: &mut Problems) {

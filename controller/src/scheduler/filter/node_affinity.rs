@@ -48,7 +48,8 @@ pub(in crate::scheduler) fn term_matches(term: &NodeSelectorTerm, node: &NodeInf
             .all(|r| r.key == "metadata.name" && requirement_matches(r, Some(&node.name)))
 }
 
-fn requirement_matches(requirement: &NodeSelectorRequirement, actual: Option<&str>) -> bool {
+/// Whether one requirement of a term matches the value that the node has, if it has one.
+pub fn requirement_matches(requirement: &NodeSelectorRequirement, actual: Option<&str>) -> bool {
     let values = requirement.values.as_deref().unwrap_or_default();
     let listed = |actual: &str| values.iter().any(|value| value == actual);
     let number = |text: &str| text.parse::<i64>().ok();

@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::scheduler::testing::{node, pod};
-use k8s_openapi::api::core::v1::{Node, Taint};
+use crate::scheduler::volumes::Volumes;
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Taint};
 
 /// Why `pod` cannot go to a node of the snapshot.
 fn why(snapshot: &mut Snapshot, pod: &PodInfo, node: &str) -> Vec<Rejection> {
@@ -420,6 +421,29 @@ fn spreading() {
         ),
         ["a1", "a2"]
     );
+}
+
+#[test]
+fn a_claim_for_one_pod_alone() {
+    let mut snapshot = zones();
+    snapshot.place(&Arc::new(pod("a").priority(1).claim("c").build()), "a1");
+    let mut claims = Volumes::default();
+    let claim: PersistentVolumeClaim = serde_json::from_value(json!({
+        "metadata": { "name": "c", "namespace": "default" },
+        "spec": { "volumeName": "v", "accessModes": ["ReadWriteOncePod"] }, "status": { "phase": "Bound" },
+    }))
+    .unwrap();
+    let key = crate::informer::ObjectKey::new("default", "c");
+    claims.set_claim(key, Some(Arc::new(claim.into())));
+    claims.set_volume("v", Some(Arc::default()));
+    let other = pod("b").claim("c").build();
+    let plan = snapshot.plan(&other);
+    let volumes = claims.plan(&other).unwrap();
+    let node = snapshot.find_node("b1").unwrap();
+    let refused = |snapshot: &Snapshot| Checks::new(snapshot, &other, &plan, &volumes).rejections(node);
+    assert_eq!(refused(&snapshot), [Rejection::ClaimInUse]);
+    snapshot.unplace("a");
+    assert_eq!(refused(&snapshot), []);
 }
 
 // ------ The filters against a model that counts pods one by one.

@@ -80,6 +80,15 @@ impl Receiver {
 
     /// Waits for a datagram and takes those that are there with it; how many.
     pub(crate) fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
+        self.take(socket, libc::MSG_WAITFORONE)
+    }
+
+    /// Takes the datagrams that are there, without waiting for one; how many.
+    pub(crate) fn poll(&mut self, socket: &UdpSocket) -> io::Result<usize> {
+        self.take(socket, libc::MSG_DONTWAIT)
+    }
+
+    fn take(&mut self, socket: &UdpSocket, flags: libc::c_int) -> io::Result<usize> {
         let mut slices = self.buffers.each_mut().map(|buffer| libc::iovec {
             iov_base: buffer.as_mut_ptr().cast(),
             iov_len: DATAGRAM,
@@ -92,7 +101,7 @@ impl Receiver {
                 socket.as_fd().as_raw_fd(),
                 messages.as_mut_ptr(),
                 BATCH as libc::c_uint,
-                libc::MSG_WAITFORONE,
+                flags,
                 ptr::null_mut(),
             )
         })

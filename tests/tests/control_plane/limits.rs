@@ -1,0 +1,195 @@
+//! What bounds the use of a namespace and the loss of pods, and what makes more of them: quotas, limit ranges, disruption budgets,
+//! autoscalers.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::core::v1::{ConfigMap, LimitRange, Pod, ResourceQuota};
+use kube::api::{DeleteParams, DynamicObject, PostParams};
+use kube::core::ApiResource;
+use kube::{Api, ResourceExt as _};
+use serde_json::{Value, json};
+
+use crate::world::{World, deployment, eventually};
+
+fn pod(name: &str) -> Value {
+    json!({ "metadata": { "name": name }, "spec": { "containers": [{ "name": "c", "image": "img:1" }] } })
+}
+
+/// The code and the message of a refusal.
+fn refused<T>(result: Result<T>) -> (u16, String) {
+    match result.err().map(|error| error.downcast::<kube::Error>()) {
+        Some(Ok(kube::Error::Api(status))) => (status.code, status.message),
+        _ => (0, "not refused".to_owned()),
+    }
+}
+
+async fn counted(world: &World, quota: &str, expected: Value) -> Result<()> {
+    eventually(&format!("{quota} to have used {expected}"), || async {
+        let quota = world.api::<ResourceQuota>().get(quota).await.ok()?;
+        let used = json!(quota.status?.used?);
+        let same = expected
+            .as_object()?
+            .iter()
+            .all(|(name, amount)| used[name] == *amount);
+        same.then_some(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn quotas_are_charged_on_creation_and_refunded() -> Result<()> {
+    let world = World::start().await?;
+    let range = json!({ "metadata": { "name": "l" }, "spec": { "limits": [{ "type": "Container",
+        "defaultRequest": { "cpu": "100m" }, "default": { "cpu": "200m" }, "max": { "cpu": "1" } }] } });
+    world.create::<LimitRange>(range).await?;
+    let quota =
+        json!({ "metadata": { "name": "q" }, "spec": { "hard": { "pods": "2", "requests.cpu": "1" } } });
+    world.create::<ResourceQuota>(quota).await?;
+    counted(&world, "q", json!({ "pods": "0", "requests.cpu": "0" })).await?;
+
+    let first: Pod = world.create(pod("p1")).await?;
+    let annotation = &first.annotations()["kubernetes.io/limit-ranger"];
+    assert_eq!(
+        annotation,
+        "LimitRanger plugin set: cpu request for container c; cpu limit for container c"
+    );
+    world.create::<Pod>(pod("p2")).await?;
+    let (code, message) = refused(world.create::<Pod>(pod("p3")).await);
+    assert_eq!(
+        (code, message.as_str()),
+        (
+            403,
+            "pods \"p3\" is forbidden: exceeded quota: q, requested: pods=1, used: pods=2, limited: pods=2"
+        )
+    );
+    let mut greedy = pod("p3");
+    greedy["spec"]["containers"][0]["resources"] =
+        json!({ "requests": { "cpu": "1" }, "limits": { "cpu": "2" } });
+    let (code, message) = refused(world.create::<Pod>(greedy).await);
+    assert_eq!(
+        (code, message.as_str()),
+        (
+            403,
+            "pods \"p3\" is forbidden: maximum cpu usage per Container is 1, but limit is 2"
+        )
+    );
+    counted(&world, "q", json!({ "pods": "2", "requests.cpu": "200m" })).await?;
+
+    world.api::<Pod>().delete("p1", &DeleteParams::default()).await?;
+    counted(&world, "q", json!({ "pods": "1", "requests.cpu": "100m" })).await?;
+    world.create::<Pod>(pod("p3")).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_of_a_quota_is_given_once() -> Result<()> {
+    let world = World::start().await?;
+    let quota = json!({ "metadata": { "name": "q" }, "spec": { "hard": { "configmaps": "5", "count/deployments.apps": "1" } } });
+    world.create::<ResourceQuota>(quota).await?;
+    // The CA's own ConfigMap counts as well.
+    counted(
+        &world,
+        "q",
+        json!({ "configmaps": "1", "count/deployments.apps": "0" }),
+    )
+    .await?;
+    let creations = (0..20).map(|number| {
+        let map = json!({ "metadata": { "name": format!("m{number}") } });
+        world.create::<ConfigMap>(map)
+    });
+    let results = futures::future::join_all(creations).await;
+    assert_eq!(
+        results.iter().filter(|result| result.is_ok()).count(),
+        4,
+        "{results:?}"
+    );
+    counted(&world, "q", json!({ "configmaps": "5" })).await?;
+    world.create::<Deployment>(deployment("a", 0, "img:1")).await?;
+    let (code, message) = refused(world.create::<Deployment>(deployment("b", 0, "img:1")).await);
+    assert_eq!(
+        (code, message.as_str()),
+        (
+            403,
+            "deployments.apps \"b\" is forbidden: exceeded quota: q, requested: count/deployments.apps=1, used: \
+             count/deployments.apps=1, limited: count/deployments.apps=1"
+        )
+    );
+    world
+        .api::<Deployment>()
+        .delete("a", &DeleteParams::default())
+        .await?;
+    counted(&world, "q", json!({ "count/deployments.apps": "0" })).await
+}
+
+fn metrics_resource() -> ApiResource {
+    ApiResource {
+        group: "metrics.k8s.io".to_owned(),
+        version: "v1beta1".to_owned(),
+        api_version: "metrics.k8s.io/v1beta1".to_owned(),
+        kind: "PodMetrics".to_owned(),
+        plural: "pods".to_owned(),
+    }
+}
+
+fn condition(autoscaler: &HorizontalPodAutoscaler, kind: &str) -> Option<[String; 3]> {
+    let conditions = autoscaler.status.as_ref()?.conditions.as_ref()?;
+    let found = conditions.iter().find(|condition| condition.type_ == kind)?;
+    Some([
+        found.status.clone(),
+        found.reason.clone()?,
+        found.message.clone()?,
+    ])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_autoscaler_follows_its_metrics() -> Result<()> {
+    let world = World::with(|config| config.autoscaler_period = Duration::from_millis(200)).await?;
+    world.join(&["n1"]).await?;
+    world.create::<Deployment>(deployment("web", 1, "img:1")).await?;
+    let pods = world.wait_ready("app=web", 1).await?;
+    let autoscaler = json!({ "metadata": { "name": "web" }, "spec": {
+        "scaleTargetRef": { "apiVersion": "apps/v1", "kind": "Deployment", "name": "web" }, "minReplicas": 1, "maxReplicas": 3,
+        "metrics": [{ "type": "Resource", "resource": { "name": "cpu", "target": { "type": "Utilization", "averageUtilization": 50 } } }] } });
+    world.create::<HorizontalPodAutoscaler>(autoscaler).await?;
+    let reads = |kind: &'static str, expected: [&'static str; 3]| {
+        let api = world.api::<HorizontalPodAutoscaler>();
+        async move {
+            eventually(&format!("condition {kind} to be {expected:?}"), || async {
+                let found = condition(&api.get("web").await.ok()?, kind)?;
+                (found == expected).then_some(())
+            })
+            .await
+        }
+    };
+    // Nothing reports usage, and the autoscaler says so.
+    let silent = "the HPA was unable to compute the replica count: failed to get cpu utilization: unable to get metrics for \
+                  resource cpu: no metrics returned from resource metrics API";
+    reads("ScalingActive", ["False", "FailedGetResourceMetric", silent]).await?;
+
+    let metrics: Api<DynamicObject> =
+        Api::namespaced_with(world.client.clone(), "default", &metrics_resource());
+    let mut report = DynamicObject::new(&pods[0].name_any(), &metrics_resource()).data(json!({
+        "timestamp": "2999-01-01T00:00:00Z", "window": "0s",
+        "containers": [{ "name": "c", "usage": { "cpu": "40m", "memory": "1Mi" } }],
+    }));
+    report.metadata.labels = Some([("app".to_owned(), "web".to_owned())].into());
+    metrics.create(&PostParams::default(), &report).await?;
+    world.wait_ready("app=web", 3).await?;
+    let found = "the HPA was able to successfully calculate a replica count from cpu resource utilization (percentage of request)";
+    reads("ScalingActive", ["True", "ValidMetricFound", found]).await?;
+    let rescaled = "New size: 3; reason: cpu resource utilization (percentage of request) above target";
+    eventually("the event", || async {
+        let events = world.events("web", "SuccessfulRescale").await.ok()?;
+        (events == [rescaled]).then_some(())
+    })
+    .await?;
+    let printed = world.kubectl(&["get", "hpa", "web"]).await?;
+    assert!(
+        printed.contains("Deployment/web") && printed.contains("/50%"),
+        "{printed}"
+    );
+    Ok(())
+}
