@@ -50,7 +50,6 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::allocate::DEFAULT_RANGE;
 use self::audit::{AuditLog, Trail};
 pub use self::limits::Limits;
 use self::limits::Seats;

@@ -38,7 +38,7 @@ use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 pub use config::{Args, Config};
 
@@ -320,11 +320,11 @@ async fn seed(client: &Client, master: &master_service::Settings) -> Result<(), 
     let kind = GroupVersionKind::gvk("storage.k8s.io", "v1", "StorageClass");
     let classes: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&kind));
     create_unless_there(&classes, controllers::volumes::local_path::class()).await?;
-    match master_service::ensure(client, master).await {
-        // Another server of the same store does the same.
-        Err(error) if controllers::is_conflict(&error) => Ok(()),
-        other => other,
+    if let Err(error) = master_service::ensure(client, master).await {
+        // The API is of use without it, and it is tried again.
+        warn!(%error, "the Service kubernetes is not up to date");
     }
+    Ok(())
 }
 
 async fn create_unless_there(api: &Api<DynamicObject>, object: serde_json::Value) -> Result<(), kube::Error> {

@@ -23,7 +23,7 @@ use tracing::warn;
 
 use crate::allocation::ranges::ServiceRange;
 
-/// The Service's name.
+/// The Service's name, and that of the range its address is from.
 const NAME: &str = "kubernetes";
 const NAMESPACE: &str = "default";
 /// Where the API servers' leases are.
@@ -65,9 +65,7 @@ pub(crate) async fn ensure(client: &Client, settings: &Settings) -> Result<(), k
         let selector = ListParams::default().labels(&format!("{IDENTITY}={IDENTITY_VALUE}"));
         leases = api.list(&selector).await?.items;
     }
-    let mut live = live(&leases, settings.address, Timestamp::now());
-    // No pod reaches a server on its machine's loopback, and such an endpoint is invalid.
-    live.retain(|address| !address.ip().is_loopback());
+    let live = live(&leases, settings.address, Timestamp::now());
     ensure_endpoints(client, &live).await?;
     ensure_slices(client, &live).await
 }
@@ -102,7 +100,8 @@ fn lease_name(address: SocketAddr) -> String {
     format!("apiserver-{}-{}", text.trim_matches('-'), address.port())
 }
 
-/// The servers whose leases have not run out; this one always is.
+/// The servers whose leases have not run out; this one always is. One that is served on loopback alone is no endpoint: no pod
+/// can reach it there.
 fn live(leases: &[Lease], own: SocketAddr, now: Timestamp) -> BTreeSet<SocketAddr> {
     let fresh = |lease: &&Lease| {
         let spec = lease.spec.as_ref();
@@ -117,6 +116,7 @@ fn live(leases: &[Lease], own: SocketAddr, now: Timestamp) -> BTreeSet<SocketAdd
         .filter(fresh)
         .filter_map(|lease| lease.annotations().get(ADDRESS)?.parse().ok())
         .chain([own])
+        .filter(|address: &SocketAddr| !address.ip().is_loopback())
         .collect()
 }
 
@@ -176,7 +176,7 @@ async fn ensure_range(client: &Client, ranges: &[ServiceRange]) -> Result<(), ku
     let cidrs: Vec<_> = ranges.iter().map(|range| range.network().to_string()).collect();
     let range = json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
-        "metadata": {"name": crate::api::DEFAULT_RANGE}, "spec": {"cidrs": cidrs},
+        "metadata": {"name": NAME}, "spec": {"cidrs": cidrs},
     });
     let kind = GroupVersionKind::gvk("networking.k8s.io", "v1", "ServiceCIDR");
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&kind));
@@ -337,6 +337,7 @@ mod tests {
             now,
         );
         assert_eq!(live, BTreeSet::from([own, "10.0.0.2:6443".parse().unwrap()]));
+        assert!(super::live(&[], "127.0.0.1:6443".parse().unwrap(), now).is_empty());
         let endpoints = endpoints(&live);
         assert_eq!(
             endpoints["subsets"],

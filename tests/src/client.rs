@@ -38,6 +38,8 @@ const KINDS: &[(&str, &str, &str, &str, bool)] = &[
     ("ReplicaSet", "apps", "v1", "replicasets", true),
     ("Deployment", "apps", "v1", "deployments", true),
     ("StatefulSet", "apps", "v1", "statefulsets", true),
+    ("Endpoints", "", "v1", "endpoints", true),
+    ("EndpointSlice", "discovery.k8s.io", "v1", "endpointslices", true),
     ("PersistentVolume", "", "v1", "persistentvolumes", false),
     ("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims", true),
     ("Lease", "coordination.k8s.io", "v1", "leases", true),

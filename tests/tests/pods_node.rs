@@ -376,6 +376,68 @@ fn review(cluster: &Cluster, token: &str) -> Result<Value> {
     Ok(serde_json::to_value(answer.status)?)
 }
 
+/// "API Server should have Endpoints and EndpointSlices pointing to API Server"; a StatefulSet's pod writes, dies, and reads its data back; the data go with the claim.
+#[test]
+fn what_a_pod_writes_into_its_claim_outlives_it() -> Result<()> {
+    let cluster = start("claim")?;
+    let endpoints = cluster
+        .client
+        .get("Endpoints", "default", "kubernetes")?
+        .context("endpoints")?;
+    let slice = cluster
+        .client
+        .get("EndpointSlice", "default", "kubernetes")?
+        .context("a slice")?;
+    let address = endpoints["subsets"][0]["addresses"][0]["ip"].clone();
+    assert!(address.is_string(), "{endpoints:#}");
+    assert_eq!(slice["endpoints"][0]["addresses"], json!([address]));
+    assert_eq!(
+        slice["ports"][0]["port"],
+        endpoints["subsets"][0]["ports"][0]["port"]
+    );
+    let script = "cat /data/log 2>/dev/null; echo \"written by $(cat /data/count 2>/dev/null || echo first)\" >> /data/log; \
+                  echo second > /data/count; touch /data/ready; trap 'exit 0' TERM; while :; do sleep 0.1; done";
+    let mut main = shell("main", script, &json!([{"name": "data", "mountPath": "/data"}]));
+    main["readinessProbe"] = json!({"exec": {"command": ["/bin/cat", "/data/ready"]}, "periodSeconds": 1});
+    cluster.client.apply(json!({
+        "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "db", "namespace": "default"},
+        "spec": {
+            "replicas": 1, "serviceName": "db", "selector": {"matchLabels": {"app": "db"}},
+            "template": {"metadata": {"labels": {"app": "db"}}, "spec": {"containers": [main]}},
+            "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {
+                "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}},
+            }}],
+        },
+    }))?;
+    let is_ready = |pod: &Value| condition(pod, "Ready") == "True";
+    let first = wait_for_pod(&cluster, "db-0", "to be ready", is_ready)?;
+    assert_eq!(log(&cluster, &first, "main", 0)?, "");
+    cluster.client.delete("Pod", "default", "db-0")?;
+    let second = wait_for_pod(&cluster, "db-0", "to be another and ready", |pod| {
+        is_ready(pod) && pod["metadata"]["uid"] != first["metadata"]["uid"]
+    })?;
+    let read = log(&cluster, &second, "main", 0)?;
+    assert!(read.trim_end().ends_with("written by first"), "{read}");
+
+    let volumes = cluster.nodes[0].state_dir().join("volumes");
+    assert_eq!(fs::read_dir(&volumes)?.count(), 1);
+    cluster.client.delete("StatefulSet", "default", "db")?;
+    delete_and_see_nothing_left(&cluster, &["db-0"])?;
+    assert_eq!(
+        fs::read_dir(&volumes)?.count(),
+        1,
+        "its data stay as long as its claim"
+    );
+    cluster
+        .client
+        .delete("PersistentVolumeClaim", "default", "data-db-0")?;
+    wait_until("the data to be gone", PATIENCE, || {
+        ensure!(fs::read_dir(&volumes)?.count() == 0);
+        ensure!(cluster.client.list("PersistentVolume", "", "")?.is_empty());
+        Ok(())
+    })
+}
+
 fn start(name: &str) -> Result<Cluster> {
     let mut options = ClusterOptions::new(name);
     options.nodes = 1;

@@ -1,5 +1,7 @@
 //! What the server adds to objects because of who writes them or what they are.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -11,11 +13,11 @@ pub(super) mod limits;
 use super::status::ApiError;
 use super::{Call, account, objects};
 use crate::auth::signing;
-use crate::controllers::volumes::{
-    DEFAULT_CLASS, FORMER_CLASS,
-    protection::{CLAIM_FINALIZER as CLAIM_PROTECTION, VOLUME_FINALIZER as VOLUME_PROTECTION},
-};
+use crate::controllers::volumes::FORMER_CLASS;
+use crate::controllers::volumes::matching::default_class;
+use crate::controllers::volumes::protection::{CLAIM_FINALIZER, VOLUME_FINALIZER};
 use crate::resources::{self, Resource, Subresource};
+use crate::store::Object;
 
 /// On creation, before validation.
 pub(super) async fn on_create(call: &Call, object: &mut Value) -> Result<(), ApiError> {
@@ -44,7 +46,7 @@ pub(super) async fn on_create(call: &Call, object: &mut Value) -> Result<(), Api
     }
     match call.resource.storage {
         "persistentvolumeclaims" => claim(call, object),
-        "persistentvolumes" => finalize_by(object, VOLUME_PROTECTION),
+        "persistentvolumes" => finalize_by(object, VOLUME_FINALIZER),
         _ => {}
     }
     if call.resource.storage == "pods" {
@@ -83,33 +85,17 @@ fn hold_back_if_gated(call: &Call, pod: &mut Value) {
 
 /// A claim is kept while a pod uses it, and one that leaves its class to the cluster gets the default.
 fn claim(call: &Call, claim: &mut Value) {
-    finalize_by(claim, CLAIM_PROTECTION);
+    finalize_by(claim, CLAIM_FINALIZER);
     let former = &claim["metadata"]["annotations"][FORMER_CLASS];
     if former.is_string() || claim["spec"]["storageClassName"].is_string() {
         return;
     }
     let classes = call.server.store.list("storage.k8s.io/storageclasses", "").items;
-    let classes: Vec<_> = classes.iter().map(|class| class.value()).collect();
+    let typed = |class: Arc<Object>| serde_json::from_value(class.value()).ok().map(Arc::new);
+    let classes: Vec<_> = classes.into_iter().filter_map(typed).collect();
     if let Some(class) = default_class(&classes) {
-        claim["spec"]["storageClassName"] = json!(class);
+        claim["spec"]["storageClassName"] = json!(class.metadata.name);
     }
-}
-
-/// The default class: of several the newest, of those the first by name.
-fn default_class(classes: &[Value]) -> Option<&str> {
-    let name = |class: &'_ Value| class["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    let marked = |class: &&Value| {
-        let annotations = &class["metadata"]["annotations"];
-        DEFAULT_CLASS.iter().any(|key| annotations[key] == "true")
-    };
-    classes
-        .iter()
-        .filter(marked)
-        .max_by(|a, b| {
-            let time = |class: &Value| class["metadata"]["creationTimestamp"].to_string();
-            (time(a), name(b)).cmp(&(time(b), name(a)))
-        })
-        .and_then(|class| class["metadata"]["name"].as_str())
 }
 
 fn finalize_by(object: &mut Value, finalizer: &str) {

@@ -25,8 +25,6 @@ pub(super) const ADDRESSES: &str = "networking.k8s.io/ipaddresses";
 const RANGES: &str = "networking.k8s.io/servicecidrs";
 /// Where node ports are: no API shows them.
 pub(super) const PORTS: &str = "servicenodeports";
-/// The range that the configuration stands for.
-pub(crate) const DEFAULT_RANGE: &str = "kubernetes";
 /// Label of an `IPAddress`: who looks after it.
 pub(super) const MANAGED_BY: &str = "ipaddress.kubernetes.io/managed-by";
 /// The value of [`MANAGED_BY`] for addresses of Services.
@@ -120,14 +118,13 @@ fn offered(configured: &[IpNetwork]) -> Vec<Family> {
     families
 }
 
-/// The ranges that addresses may come from now. Those of the configuration count until the API has an object for them.
+/// The ranges that addresses may come from now: those of the configuration first, which may be more than the object that was
+/// once made of it says.
 fn ranges(store: &dyn Store, configured: &[IpNetwork]) -> Vec<ServiceRange> {
     let listed = store.list(RANGES, "").items;
-    let mut ranges = Vec::new();
-    let mut default_seen = false;
+    let mut ranges: Vec<_> = configured.iter().copied().map(ServiceRange::new).collect();
     for object in listed {
         let range = object.value();
-        default_seen |= objects::name(&range) == DEFAULT_RANGE;
         let unready = range["status"]["conditions"]
             .as_array()
             .into_iter()
@@ -137,14 +134,12 @@ fn ranges(store: &dyn Store, configured: &[IpNetwork]) -> Vec<ServiceRange> {
             continue;
         }
         let texts = range["spec"]["cidrs"].as_array().into_iter().flatten();
-        ranges.extend(
-            texts
-                .filter_map(|text| text.as_str()?.parse().ok())
-                .map(ServiceRange::new),
-        );
-    }
-    if !default_seen {
-        ranges.extend(configured.iter().copied().map(ServiceRange::new));
+        for network in texts.filter_map(|text| text.as_str()?.parse().ok()) {
+            let range = ServiceRange::new(network);
+            if !ranges.contains(&range) {
+                ranges.push(range);
+            }
+        }
     }
     ranges
 }

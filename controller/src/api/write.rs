@@ -210,6 +210,10 @@ async fn create_object(
     }
     let asked = allocate::concerns(&stored).then(|| object.clone());
     for _ in 0..ATTEMPTS {
+        if asked.is_some() {
+            // What another server gave out or took back is to be known here.
+            call.server.store.barrier().await?;
+        }
         let companions = allocate::companions(call, None, Some(&mut object))?;
         let mut writes = vec![Write {
             resource: resource.storage,
