@@ -3,7 +3,6 @@
 //! A request is authenticated, counted, taken apart, authorised, and dispatched by verb. All errors leave as a `Status`.
 
 mod access;
-mod account;
 mod admission;
 mod allocate;
 pub mod audit;

@@ -32,6 +32,8 @@ pub const NODES: &str = "system:nodes";
 pub const BOOTSTRAPPERS: &str = "system:bootstrappers";
 /// All service accounts; those of one namespace are in a group of this name with the namespace.
 pub const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
+/// Annotation that marks the API's copy of a pod that a node runs without being told.
+pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
 /// What the name of a service account's user begins with.
 const SERVICE_ACCOUNT_USER: &str = "system:serviceaccount:";
 

@@ -30,6 +30,7 @@ pub mod token;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use kube::Client;
@@ -48,6 +49,7 @@ use crate::auth::rbac;
 use crate::auth::service_account::keys::TokenKeys;
 use crate::leader::Election;
 use crate::pki::{Authority, PkiError};
+use crate::server::certificate::ServerCertificate;
 use crate::server::{Listener, ServerError};
 use crate::store::sealing::{Sealer, SealingError};
 use crate::store::{Embedded, Etcd, Store, StoreError};
@@ -153,6 +155,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
         .map_err(|error| RunError::Seed(Box::new(error)))?;
 
     let mut parts = JoinSet::new();
+    parts.spawn(renew_certificates(
+        config.clone(),
+        Arc::clone(&authority),
+        listener.certificate(),
+        port,
+        shutdown.clone(),
+    ));
     let stop = shutdown.clone();
     parts.spawn(async move {
         listener.serve(router, stop).await;
@@ -255,6 +264,32 @@ fn ended_early(
         Ok(())
     } else {
         Err(RunError::Ended(part))
+    }
+}
+
+/// Replaces the server's and the administrator's certificates long before they end, for controllers that run for years.
+async fn renew_certificates(
+    config: Config,
+    authority: Arc<Authority>,
+    shown: Arc<ServerCertificate>,
+    port: u16,
+    shutdown: CancellationToken,
+) -> Result<&'static str, RunError> {
+    const PERIOD: Duration = Duration::from_hours(30 * 24);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok("renewal of certificates"),
+            () = tokio::time::sleep(PERIOD) => {}
+        }
+        let renew = || {
+            shown.replace(&authority, &server_credentials(&config, &authority)?)?;
+            write_admin_kubeconfig(&config, &authority, port)?;
+            Ok::<(), RunError>(())
+        };
+        match renew() {
+            Ok(()) => info!("the server's and the administrator's certificates were renewed"),
+            Err(error) => tracing::warn!(%error, "certificates cannot be renewed, which is tried again"),
+        }
     }
 }
 

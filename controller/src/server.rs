@@ -1,6 +1,7 @@
 //! The listener: TLS only, HTTP/1.1 and HTTP/2, client certificates asked for and not required. And the same server without
 //! a socket, for clients in the same process.
 
+pub mod certificate;
 mod stall;
 
 use std::io;
@@ -15,6 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -24,11 +26,12 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
+use self::certificate::ServerCertificate;
 use self::stall::Patient;
 use crate::api::InProcess;
 use crate::api::audit::PeerAddress;
 use crate::auth::{ConnectionIdentity, Identity};
-use crate::pki::{Authority, Credentials, PkiError, certificate_der, key_der};
+use crate::pki::{Authority, Credentials, PkiError, certificate_der};
 
 /// How long a client may take over its handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -70,6 +73,7 @@ pub enum ServerError {
 pub struct Listener {
     socket: TcpListener,
     acceptor: TlsAcceptor,
+    certificate: Arc<ServerCertificate>,
     address: SocketAddr,
 }
 
@@ -83,13 +87,17 @@ impl Listener {
         authority: &Authority,
         credentials: &Credentials,
     ) -> Result<Self, ServerError> {
-        let acceptor = TlsAcceptor::from(Arc::new(tls(authority, credentials)?));
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let certificate = ServerCertificate::new(Arc::clone(&provider), authority, credentials)?;
+        let certificate = Arc::new(certificate);
+        let acceptor = TlsAcceptor::from(Arc::new(tls(provider, authority, Arc::clone(&certificate))?));
         let failed = |source| ServerError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Self {
             socket: listener,
             acceptor,
+            certificate,
             address,
         })
     }
@@ -97,6 +105,11 @@ impl Listener {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The certificate it shows, which can be replaced.
+    pub fn certificate(&self) -> Arc<ServerCertificate> {
+        Arc::clone(&self.certificate)
     }
 
     /// Serves until `shutdown`, then lets requests in flight end.
@@ -133,20 +146,20 @@ impl Listener {
     }
 }
 
-fn tls(authority: &Authority, credentials: &Credentials) -> Result<rustls::ServerConfig, ServerError> {
-    let authority = certificate_der(authority.certificate())?;
+fn tls(
+    provider: Arc<CryptoProvider>,
+    authority: &Authority,
+    certificate: Arc<ServerCertificate>,
+) -> Result<rustls::ServerConfig, ServerError> {
     let mut roots = RootCertStore::empty();
-    roots.add(authority.clone())?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    roots.add(certificate_der(authority.certificate())?)?;
     let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
         .allow_unauthenticated()
         .build()?;
-    // The authority goes along: a joining machine pins it and has nothing else to know it by.
-    let chain = vec![certificate_der(&credentials.certificate)?, authority];
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(clients)
-        .with_single_cert(chain, key_der(&credentials.key)?)?;
+        .with_cert_resolver(certificate);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }

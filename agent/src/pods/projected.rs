@@ -154,7 +154,12 @@ pub(super) fn write(
             write_fields(own, pod, volume, downward.items.iter().flatten(), mode)?;
         } else if let Some(token) = &source.service_account_token {
             let key = (volume.to_owned(), token.path.clone());
-            if let Some(text) = sources.tokens.get(&key) {
+            // A file's time says how old its token is: one that is there already stays as it is.
+            let fresh = sources
+                .tokens
+                .get(&key)
+                .filter(|text| fs::read(own.join(&token.path)).ok().as_deref() != Some(text.as_bytes()));
+            if let Some(text) = fresh {
                 volumes::file(volume, own, &token.path, text.as_bytes(), mode)?;
             }
         } else {
@@ -304,6 +309,16 @@ mod tests {
             .permissions()
             .mode();
         assert_eq!(mode & 0o777, 0o440);
+        // The age of a token is not forgotten because another container starts.
+        let made = |name: &str| fs::metadata(dir.path().join(name)).unwrap().modified().unwrap();
+        let old = made("token") - Duration::from_hours(1);
+        let file = fs::File::options()
+            .write(true)
+            .open(dir.path().join("token"))
+            .unwrap();
+        file.set_modified(old).unwrap();
+        write(dir.path(), &pod, "v", &projected, &sources).unwrap();
+        assert_eq!(made("token"), old);
         sources.config_maps.clear();
         assert!(write(dir.path(), &pod, "v", &projected, &sources).is_err());
     }

@@ -323,12 +323,13 @@ fn source(dir: &Path, pod: &Pod, volume: &Volume, sources: &Sources) -> Result<(
         host_path(&name, &path, host.type_.as_deref().unwrap_or_default())?;
         return Ok((path, false));
     }
-    let made = own.is_dir();
-    directory(&name, &own, 0o755)?;
+    // Volumes' names do not begin with a dot.
+    let complete = dir.join("volumes").join(format!(".{name}"));
     // What an earlier container was given is better than nothing while the API cannot be asked.
-    if made && sources.unreachable {
+    if sources.unreachable && complete.exists() {
         return Ok((own, true));
     }
+    directory(&name, &own, 0o755)?;
     if let Some(map) = &volume.config_map {
         let content = Content {
             what: "config map",
@@ -355,6 +356,7 @@ fn source(dir: &Path, pod: &Pod, volume: &Volume, sources: &Sources) -> Result<(
     } else {
         return Err(VolumeError::NotOffered(name));
     }
+    fs::write(&complete, "").map_err(|source| make_error(&name, &complete, source))?;
     Ok((own, true))
 }
 
@@ -647,6 +649,31 @@ mod tests {
             let error = found(claimed).unwrap_err().to_string();
             assert!(error.contains(text), "{error}");
         }
+    }
+
+    #[test]
+    fn volumes_stay_as_they_are_while_the_api_is_silent() {
+        let dir = tempfile::tempdir().unwrap();
+        let pod: Pod = serde_json::from_value(serde_json::json!({"spec": {
+            "volumes": [{"name": "v", "configMap": {"name": "m"}}],
+            "containers": [{"name": "c", "volumeMounts": [{"name": "v", "mountPath": "/m"}]}],
+        }}))
+        .unwrap();
+        let container = pod.spec.as_ref().unwrap().containers[0].clone();
+        let silent = Sources {
+            unreachable: true,
+            ..Sources::default()
+        };
+        // There is nothing yet to stay, nor is there after an attempt that failed.
+        for _ in 0..2 {
+            assert!(prepare(dir.path(), &pod, &container, &silent).is_err());
+        }
+        let mut known = Sources::default();
+        let data = BTreeMap::from([("k".to_owned(), b"v".to_vec())]);
+        known.config_maps.insert("m".to_owned(), Some(data));
+        prepare(dir.path(), &pod, &container, &known).unwrap();
+        let binds = prepare(dir.path(), &pod, &container, &silent).unwrap();
+        assert_eq!(fs::read(binds[0].source.join("k")).unwrap(), b"v");
     }
 
     #[test]

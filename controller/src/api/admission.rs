@@ -6,12 +6,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+mod account;
 mod priority;
 
 pub(super) mod limits;
 
 use super::status::ApiError;
-use super::{Call, account, objects};
+use super::{Call, objects};
 use crate::auth::signing;
 use crate::controllers::volumes::FORMER_CLASS;
 use crate::controllers::volumes::matching::default_class;

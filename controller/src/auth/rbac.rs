@@ -214,6 +214,8 @@ pub fn missing(held: &[Rule], wanted: &[Rule]) -> Vec<Rule> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn rule(verbs: &str, groups: &str, resources: &str, names: &str) -> Rule {
@@ -331,5 +333,53 @@ mod tests {
             )
             .is_empty()
         );
+    }
+
+    fn any_rule() -> impl Strategy<Value = Rule> {
+        let some = |words: &'static [&'static str], most: usize| {
+            let word = prop::sample::select(words).prop_map(str::to_owned);
+            prop::collection::vec(word, 1..=most)
+        };
+        let names = prop_oneof![Just(Vec::new()), some(&["x", "y"], 2)];
+        let on = (
+            some(&["get", "list", "*"], 2),
+            some(&["", "apps", "*"], 2),
+            some(&["pods", "pods/log", "nodes", "*/log", "*"], 3),
+            names,
+        );
+        on.prop_map(|(verbs, groups, resources, names)| Rule {
+            verbs,
+            groups,
+            resources,
+            names,
+            paths: Vec::new(),
+        })
+    }
+
+    proptest! {
+        /// What some rules allow and others do not is all in what is called missing, and that is enough.
+        #[test]
+        fn who_lacks_nothing_may_do_everything(
+            held in prop::collection::vec(any_rule(), 0..4),
+            wanted in prop::collection::vec(any_rule(), 1..3),
+        ) {
+            let lacking = missing(&held, &wanted);
+            let allows = |rules: &[Rule], request: &Attributes<'_>| rules.iter().any(|rule| rule.allows(request));
+            for verb in ["get", "list", "delete"] {
+                for group in ["", "apps", "batch"] {
+                    for (resource, below) in [("pods", ""), ("pods", "log"), ("nodes", ""), ("jobs", "log")] {
+                        for name in ["", "x", "z"] {
+                            let request = ask(verb, group, resource, below, name);
+                            if allows(&wanted, &request) && !allows(&held, &request) {
+                                prop_assert!(allows(&lacking, &request), "{request:?} {lacking:?}");
+                            }
+                        }
+                    }
+                }
+            }
+            // What is given then is enough.
+            let together: Vec<_> = held.iter().chain(&lacking).cloned().collect();
+            prop_assert!(missing(&together, &wanted).is_empty());
+        }
     }
 }

@@ -241,6 +241,14 @@ async fn a_node_reads_what_its_pods_need_and_writes_what_is_its_own() -> Result<
         assert!(code == 403 && message.contains(text), "{method} {path}: {answer}");
     }
     assert_eq!(get(&master, pods).await?["metadata"]["resourceVersion"], before);
+    // What a node runs of its own accord has no account, and is told to the API by the node.
+    let mut mirror = mirror;
+    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"});
+    let (code, answer) = json(&n1, "POST", pods, &mirror).await?;
+    assert!(
+        code == 201 && answer["spec"]["serviceAccountName"].is_null(),
+        "{answer}"
+    );
     let kind = "application/merge-patch+json";
     let own = format!("{pods}/on-n1");
     let (code, answer) = send(&n1, "PATCH", &format!("{own}/status"), kind, status.to_string()).await?;

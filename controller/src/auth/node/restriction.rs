@@ -4,10 +4,8 @@ use serde_json::Value;
 
 use super::pods::Needs;
 use super::{LEASES, text};
+use crate::auth::MIRROR;
 use crate::auth::authorizer::Attributes;
-
-/// Marks the API's copy of a pod that a node runs without being told.
-const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// Refuses what a node may not write into an object that it may write, or which it may not delete.
 ///

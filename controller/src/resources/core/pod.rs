@@ -7,11 +7,6 @@ use crate::resources::{Problems, printing, validation};
 
 pub(super) fn prepare(pod: &mut Value) {
     pod["status"] = json!({"phase": "Pending", "qosClass": qos_class(&pod["spec"])});
-    let spec = &mut pod["spec"];
-    if spec["serviceAccountName"].as_str().unwrap_or_default().is_empty() {
-        spec["serviceAccountName"] = json!("default");
-    }
-    spec["serviceAccount"] = spec["serviceAccountName"].clone();
 }
 
 /// The quality of service that a pod's requests and limits come to.

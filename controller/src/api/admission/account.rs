@@ -5,8 +5,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::status::ApiError;
-use super::{Call, objects};
+use crate::api::status::ApiError;
+use crate::api::{Call, objects};
+use crate::auth::MIRROR;
 use crate::resources;
 
 /// The account of pods that name none. A controller makes it with the namespace.
@@ -17,8 +18,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// What the volume's name begins with.
 const VOLUME: &str = "kube-api-access-";
-/// Marks the API's copy of a pod that a node runs without being told.
-const MIRROR: &str = "kubernetes.io/config.mirror";
 /// After this many seconds a pod's token is fetched anew.
 const TOKEN_SECONDS: u64 = 3607;
 
