@@ -35,7 +35,7 @@ pub fn usage(group: &str, plural: &str, object: &Value, now: Timestamp) -> Amoun
     let mut used = Amounts::new();
     let mut add = |name: &str, amount: Quantity| {
         let entry = used.entry(name.to_owned()).or_insert(Quantity::ZERO);
-        *entry = *entry + amount;
+        *entry += amount;
     };
     let one = Quantity::from_units(1);
     add(&count_name(group, plural), one);
@@ -157,7 +157,7 @@ pub fn pod_resources(spec: &Value) -> (Amounts, Amounts) {
         for (name, amount) in spec["overhead"].as_object().into_iter().flatten() {
             if part == "requests" || running.contains_key(name) {
                 let entry = running.entry(name.clone()).or_insert(Quantity::ZERO);
-                *entry = *entry + quantity(amount);
+                *entry += quantity(amount);
             }
         }
         running
@@ -171,16 +171,9 @@ fn items(list: &Value) -> impl Iterator<Item = &Value> {
 
 fn add_all(amounts: &mut Amounts, more: &Value) {
     for (name, amount) in more.as_object().into_iter().flatten() {
-        let entry = amounts
-            .entry(name.clone())
-            .or_insert_with(|| zero_like(quantity(amount)));
-        *entry = *entry + quantity(amount);
+        let entry = amounts.entry(name.clone()).or_insert(Quantity::ZERO);
+        *entry += quantity(amount);
     }
-}
-
-/// Nothing, in the other amount's notation, so that a sum is printed as its parts are.
-fn zero_like(amount: Quantity) -> Quantity {
-    amount - amount
 }
 
 fn take_greater(amounts: &mut Amounts, others: Amounts) {
@@ -295,11 +288,11 @@ pub fn charge(quota: &Value, change: &Amounts) -> Result<Option<Amounts>, String
     }
     let mut exceeded = Vec::new();
     for (name, amount) in &bounded {
-        let entry = used.entry(name.clone()).or_insert_with(|| zero_like(*amount));
+        let entry = used.entry(name.clone()).or_insert(Quantity::ZERO);
         if !amount.is_negative() && *entry + *amount > hard[name] {
             exceeded.push((name, *amount, *entry));
         }
-        *entry = *entry + *amount;
+        *entry += *amount;
     }
     if exceeded.is_empty() {
         return Ok(Some(used));

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::status::ApiError;
 use super::{Call, objects};
+use crate::quantity::Quantity;
 use crate::quota::{Amounts, amounts, charge, in_scope, printed, unsaid, usage};
 use crate::resources::Resource;
 use crate::store::{Encoded, Expect, Object, Operation, Write};
@@ -29,8 +30,8 @@ pub(super) fn charges(call: &Call, old: Option<&Value>, new: &Value) -> Result<V
     let mut change = usage(resource.group, resource.plural, new, call.now);
     if let Some(old) = old {
         for (name, amount) in usage(resource.group, resource.plural, old, call.now) {
-            let entry = change.entry(name).or_insert(amount - amount);
-            *entry = *entry - amount;
+            let entry = change.entry(name).or_insert(Quantity::ZERO);
+            *entry -= amount;
         }
     }
     let charged = quotas

@@ -110,7 +110,7 @@ async fn reconcile(context: &Context, key: &ObjectKey) -> Outcome {
             }
             for (name, amount) in usage(&kind.group, &kind.plural, &object, now) {
                 if let Some(sum) = used.get_mut(&name) {
-                    *sum = if sum.is_zero() { amount } else { *sum + amount };
+                    *sum += amount;
                 }
             }
         }

@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{ConfigMap, LimitRange, Pod, ResourceQuota};
-use kube::api::{DeleteParams, DynamicObject, PostParams};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::{DeleteParams, DynamicObject, EvictParams, PostParams};
 use kube::core::ApiResource;
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
@@ -122,6 +123,70 @@ async fn the_last_of_a_quota_is_given_once() -> Result<()> {
         .delete("a", &DeleteParams::default())
         .await?;
     counted(&world, "q", json!({ "count/deployments.apps": "0" })).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn evictions_stop_where_the_budget_ends() -> Result<()> {
+    let world = World::start().await?;
+    world.join(&["n1", "n2"]).await?;
+    world.create::<Deployment>(deployment("web", 3, "img:1")).await?;
+    let pods = world.wait_ready("app=web", 3).await?;
+    let budget = json!({ "metadata": { "name": "b" },
+        "spec": { "maxUnavailable": 1, "selector": { "matchLabels": { "app": "web" } } } });
+    world.create::<PodDisruptionBudget>(budget).await?;
+    let allowed = |count: i32| {
+        let budgets = world.api::<PodDisruptionBudget>();
+        async move {
+            eventually(&format!("{count} disruptions to be allowed"), || async {
+                let status = budgets.get("b").await.ok()?.status?;
+                let counts = (
+                    status.disruptions_allowed,
+                    status.expected_pods,
+                    status.desired_healthy,
+                );
+                (counts == (count, 3, 2)).then_some(())
+            })
+            .await
+        }
+    };
+    allowed(1).await?;
+    // No pods come back, so that the second eviction meets a budget that is used up.
+    let paused = json!({ "spec": { "unschedulable": true } });
+    let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(world.client.clone());
+    for node in ["n1", "n2"] {
+        let patch = kube::api::Patch::Merge(&paused);
+        nodes
+            .patch(node, &kube::api::PatchParams::default(), &patch)
+            .await?;
+    }
+    let api = world.api::<Pod>();
+    api.evict(&pods[0].name_any(), &EvictParams::default()).await?;
+    let again = api.evict(&pods[1].name_any(), &EvictParams::default()).await;
+    let Err(kube::Error::Api(status)) = again else {
+        anyhow::bail!("the second eviction was let through: {again:?}");
+    };
+    assert_eq!(status.code, 429);
+    assert_eq!(
+        status.message,
+        "Cannot evict pod as it would violate the pod's disruption budget."
+    );
+    let causes = status.details.context("no details")?.causes;
+    assert_eq!(causes[0].reason, "DisruptionBudget");
+    allowed(0).await?;
+    for node in ["n1", "n2"] {
+        let patch = kube::api::Patch::Merge(json!({ "spec": { "unschedulable": null } }));
+        nodes
+            .patch(node, &kube::api::PatchParams::default(), &patch)
+            .await?;
+    }
+    allowed(1).await?;
+
+    // What kubectl makes of it: it evicts one after another, as the budget lets it.
+    let drained = world.kubectl(&["drain", "n1", "--timeout=50s"]).await?;
+    assert!(drained.contains("node/n1 drained"), "{drained}");
+    let left = world.wait_ready("app=web", 3).await?;
+    assert!(left.iter().all(|pod| crate::world::on(pod, "n2")));
+    Ok(())
 }
 
 fn metrics_resource() -> ApiResource {
