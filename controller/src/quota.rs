@@ -68,9 +68,8 @@ pub fn usage(group: &str, plural: &str, object: &Value, now: Timestamp) -> Amoun
                 .iter()
                 .filter(|port| port["nodePort"].as_i64().unwrap_or_default() != 0);
             let on_nodes = match spec["type"].as_str() {
-                Some("NodePort") => ports.len(),
                 Some("LoadBalancer") if spec["allocateLoadBalancerNodePorts"] == false => numbered.count(),
-                Some("LoadBalancer") => ports.len(),
+                Some("NodePort" | "LoadBalancer") => ports.len(),
                 _ => 0,
             };
             add("services.nodeports", units(on_nodes));

@@ -10,7 +10,7 @@ const OBJECTS: &str = r#"
 ---
 {apiVersion: v1, kind: Endpoints, metadata: {name: ends}, subsets: [{addresses: [{ip: 10.0.0.1}], ports: [{port: 80}]}]}
 ---
-{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: ends}, addressType: IPv4, endpoints: [{addresses: [10.0.0.1]}], ports: [{port: 80}]}
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: ends}, addressType: IPv4, endpoints: [{addresses: [10.0.0.1]}], ports: [{name: "", port: 80, protocol: TCP}]}
 ---
 {apiVersion: v1, kind: PersistentVolume, metadata: {name: pv}, spec: {capacity: {storage: 1Gi}, accessModes: [ReadWriteOnce], hostPath: {path: /x}, storageClassName: slow}}
 ---
@@ -20,7 +20,7 @@ const OBJECTS: &str = r#"
 ---
 {apiVersion: v1, kind: ResourceQuota, metadata: {name: q}, spec: {hard: {pods: "10"}}}
 ---
-{apiVersion: v1, kind: LimitRange, metadata: {name: l}, spec: {limits: [{type: Container, max: {cpu: "2"}}]}}
+{apiVersion: v1, kind: LimitRange, metadata: {name: l}, spec: {limits: [{type: Container, max: {cpu: "2"}, default: {cpu: "2"}, defaultRequest: {cpu: "2"}}]}}
 ---
 {apiVersion: apps/v1, kind: DaemonSet, metadata: {name: d}, spec: {selector: {matchLabels: {app: d}}, template: {metadata: {labels: {app: d}}, spec: {nodeSelector: {disk: ssd}, containers: [{name: c, image: "i:1"}]}}}}
 ---
@@ -42,7 +42,7 @@ const OBJECTS: &str = r#"
 ---
 {apiVersion: rbac.authorization.k8s.io/v1, kind: Role, metadata: {name: r}, rules: [{apiGroups: [""], resources: [pods], verbs: [get]}]}
 ---
-{apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {name: rb}, roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: r}, subjects: [{kind: User, name: u}]}
+{apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {name: rb}, roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: r}, subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: u}]}
 ---
 {apiVersion: scheduling.k8s.io/v1, kind: PriorityClass, metadata: {name: high}, value: 1000}
 ---

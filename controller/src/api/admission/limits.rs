@@ -141,7 +141,7 @@ fn bounds(kind: &str, limit: &Value, requests: &Amounts, limits: &Amounts, probl
         match (requests.get(&name), limits.get(&name)) {
             (None, _) => problems.push(format!("{head}.  No request is specified")),
             (Some(request), _) if *request < least => {
-                problems.push(format!("{head}, but request is {request}"))
+                problems.push(format!("{head}, but request is {request}"));
             }
             (_, Some(limit)) if *limit < least => problems.push(format!("{head}, but limit is {limit}")),
             _ => {}
@@ -153,7 +153,7 @@ fn bounds(kind: &str, limit: &Value, requests: &Amounts, limits: &Amounts, probl
             (_, None) => problems.push(format!("{head}.  No limit is specified")),
             (_, Some(limit)) if *limit > most => problems.push(format!("{head}, but limit is {limit}")),
             (Some(request), _) if *request > most => {
-                problems.push(format!("{head}, but request is {request}"))
+                problems.push(format!("{head}, but request is {request}"));
             }
             _ => {}
         }
@@ -181,7 +181,7 @@ fn claim_problems(limit: &Value, requests: &Amounts, problems: &mut Vec<String>)
             match requests.get(&name) {
                 None => problems.push(format!("{head}.  No request is specified")),
                 Some(request) if outside(request, &value) => {
-                    problems.push(format!("{head}, but request is {request}"))
+                    problems.push(format!("{head}, but request is {request}"));
                 }
                 Some(_) => {}
             }

@@ -219,15 +219,13 @@ fn furthest(
         .unwrap_or_default();
     let proposals = policies.iter().map(|policy| {
         let before = history.before(current, policy.period_seconds, now);
-        match policy.type_.as_str() {
-            "Pods" => before.saturating_add(direction.saturating_mul(policy.value)),
-            _ => {
-                let change = i64::from(before) * i64::from(policy.value);
-                // More is rounded up and less is rounded down, so that a small number is not stuck.
-                let change = change.div_euclid(100) + i64::from(change.rem_euclid(100) > 0);
-                i32::try_from(i64::from(before) + i64::from(direction) * change).unwrap_or(i32::MAX)
-            }
+        if policy.type_ == "Pods" {
+            return before.saturating_add(direction.saturating_mul(policy.value));
         }
+        let change = i64::from(before) * i64::from(policy.value);
+        // More is rounded up and less is rounded down, so that a small number is not stuck.
+        let change = change.div_euclid(100) + i64::from(change.rem_euclid(100) > 0);
+        i32::try_from(i64::from(before) + i64::from(direction) * change).unwrap_or(i32::MAX)
     });
     let greatest_change = select != Some("Min");
     let chosen = if greatest_change == (direction > 0) {

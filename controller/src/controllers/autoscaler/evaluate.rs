@@ -162,14 +162,14 @@ fn milli(quantity: Option<&ApiQuantity>) -> Option<i64> {
     Some(quantity?.0.parse::<Quantity>().ok()?.milli_value())
 }
 
-fn printed(milli: i64, like: Option<&ApiQuantity>) -> Option<ApiQuantity> {
+fn printed(milli: i64, like: Option<&ApiQuantity>) -> ApiQuantity {
     let like = like.and_then(|like| like.0.parse::<Quantity>().ok());
     // Bytes stay readable as bytes.
     let quantity = match like.map(Quantity::notation) {
         Some(Notation::BinarySi) if milli % 1000 == 0 => Quantity::from_bytes(milli / 1000),
         _ => Quantity::from_millis(milli),
     };
-    Some(ApiQuantity(quantity.to_string()))
+    ApiQuantity(quantity.to_string())
 }
 
 fn current_of(proposal: Proposal, target: &MetricTarget) -> MetricValueStatus {
@@ -178,8 +178,8 @@ fn current_of(proposal: Proposal, target: &MetricTarget) -> MetricValueStatus {
     let value = printed(proposal.value, like);
     MetricValueStatus {
         average_utilization: proposal.utilization,
-        average_value: value.clone().filter(|_| !whole),
-        value: value.filter(|_| whole),
+        average_value: (!whole).then(|| value.clone()),
+        value: whole.then_some(value),
     }
 }
 

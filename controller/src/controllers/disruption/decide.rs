@@ -196,18 +196,18 @@ mod tests {
         }
     }
 
-    fn percent(text: &str) -> Option<IntOrString> {
-        Some(IntOrString::String(text.to_owned()))
+    fn percent(text: &str) -> IntOrString {
+        IntOrString::String(text.to_owned())
     }
 
     #[test]
     fn budgets_are_shares_of_what_should_be_there() {
         for (least, away, expected, basis_is, desired) in [
             (Some(IntOrString::Int(2)), None, 3, Basis::Pods, 2),
-            (percent("50%"), None, 3, Basis::Scales, 2),
-            (percent("100%"), None, 3, Basis::Scales, 3),
+            (Some(percent("50%")), None, 3, Basis::Scales, 2),
+            (Some(percent("100%")), None, 3, Basis::Scales, 3),
             (None, Some(IntOrString::Int(1)), 3, Basis::Scales, 2),
-            (None, percent("30%"), 7, Basis::Scales, 4),
+            (None, Some(percent("30%")), 7, Basis::Scales, 4),
             (None, Some(IntOrString::Int(5)), 3, Basis::Scales, 0),
             (None, None, 3, Basis::Pods, 0),
         ] {
@@ -215,7 +215,7 @@ mod tests {
             assert_eq!(basis(&spec), basis_is);
             assert_eq!(desired_healthy(&spec, expected), Ok(desired), "{spec:?}");
         }
-        assert!(desired_healthy(&spec(percent("many"), None), 1).is_err());
+        assert!(desired_healthy(&spec(Some(percent("many")), None), 1).is_err());
     }
 
     #[test]
