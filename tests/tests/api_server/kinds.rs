@@ -161,7 +161,7 @@ fn every_kind_is_made_and_printed() -> Result<()> {
     }
     let older = server.kubectl(&[
         "get",
-        "hpa.v1.autoscaling",
+        "horizontalpodautoscalers.v1.autoscaling",
         "h",
         "-o",
         "jsonpath={.spec.targetCPUUtilizationPercentage}",
