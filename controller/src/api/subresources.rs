@@ -94,6 +94,13 @@ pub(crate) async fn bind(call: &Call, binding: &Value) -> Result<Reply, ApiError
             let why = format!("pod {name} is already assigned to node {bound:?}");
             return Err(ApiError::conflict(&call.resource, name, &why));
         }
+        if pod["spec"]["schedulingGates"]
+            .as_array()
+            .is_some_and(|gates| !gates.is_empty())
+        {
+            let why = format!("pod {name} has non-empty .spec.schedulingGates");
+            return Err(ApiError::conflict(&call.resource, name, &why));
+        }
         let mut pod = pod.clone();
         pod["spec"]["nodeName"] = json!(node);
         let annotations = binding["metadata"]["annotations"]
