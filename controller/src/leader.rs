@@ -4,7 +4,9 @@
 //! Clocks are not compared: a holder counts as silent when the Lease has not changed for its duration on *our* clock.
 
 use std::future::Future;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;

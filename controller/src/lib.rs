@@ -24,6 +24,8 @@ pub mod scheduler;
 pub mod schema;
 pub mod selector;
 pub mod server;
+#[cfg(test)]
+mod simulation;
 pub mod store;
 pub mod token;
 

@@ -8,6 +8,8 @@ mod history;
 mod memory;
 mod object;
 pub mod sealing;
+#[cfg(test)]
+pub(crate) mod simulated;
 
 use std::future::Future;
 use std::pin::Pin;

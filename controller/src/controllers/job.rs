@@ -11,7 +11,9 @@ pub mod tracking;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use futures::{StreamExt, stream};
 use k8s_openapi::api::batch::v1::{Job, JobStatus};

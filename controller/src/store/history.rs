@@ -233,6 +233,15 @@ impl Resource {
         self.changed.send_replace(revision);
     }
 
+    /// Forgets what led to the present state.
+    #[cfg(test)]
+    pub(super) fn cut(&self) {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        inner.ring.clear();
+        inner.ring_bytes = 0;
+        inner.floor = inner.last;
+    }
+
     /// Takes in changes in the order of their revisions and wakes the watchers.
     pub(super) fn apply(&self, changes: impl IntoIterator<Item = (Box<str>, Arc<Event>)>) {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);

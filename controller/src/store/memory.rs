@@ -62,6 +62,15 @@ impl Memory {
         self.revision.store(revision, Ordering::Release);
     }
 
+    /// Forgets all histories: watchers that have not seen everything have to list again.
+    #[cfg(test)]
+    pub(super) fn cut(&self) {
+        let resources = self.resources.read().unwrap_or_else(PoisonError::into_inner);
+        for resource in resources.values() {
+            resource.cut();
+        }
+    }
+
     /// The revision up to which all changes are visible.
     pub(super) fn revision(&self) -> Revision {
         self.revision.load(Ordering::Acquire)

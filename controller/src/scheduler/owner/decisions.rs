@@ -1,7 +1,7 @@
 //! One pod's turn: the decision, and what it comes to.
 
 use std::sync::Arc;
-use std::time::Instant;
+use tokio::time::Instant;
 
 use tracing::debug;
 
