@@ -1,15 +1,15 @@
 //! `kill -9` of the controller at random moments: whatever it acknowledged is there afterwards, nothing is there twice or
-//! by halves, and revisions go on.
+//! by halves, and revisions go on. And what changes for a long time without growing takes no more memory or disk for it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Event};
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
@@ -90,6 +90,84 @@ async fn acknowledged_writes_survive_any_crash() -> Result<()> {
     let written = ledger.lock().unwrap_or_else(PoisonError::into_inner).len();
     ensure!(written >= WRITERS, "only {written} objects were ever written");
     Ok(())
+}
+
+/// How long churn goes on.
+const CHURN: Duration = Duration::from_mins(10);
+/// When the sizes are read that later ones are compared with: rings and caches have filled by then.
+const SETTLED: Duration = Duration::from_mins(2);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long: ten minutes of churn"]
+async fn ten_minutes_of_churn_grow_neither_memory_nor_store() -> Result<()> {
+    let directory = TempDir::with_prefix("weft-churn-")?;
+    let mut server = spawn(directory.path())?;
+    let watched = churn(directory.path(), server.id()).await;
+    server.kill()?;
+    server.wait()?;
+    watched
+}
+
+async fn churn(directory: &Path, pid: u32) -> Result<()> {
+    let client = connect(directory).await?;
+    let began = Instant::now();
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|writer| tokio::spawn(rewrite(client.clone(), writer, began + CHURN)))
+        .collect();
+    tokio::time::sleep_until((began + SETTLED).into()).await;
+    let settled = sizes(directory, pid)?;
+    let mut written = 0;
+    for writer in writers {
+        written += writer.await??;
+    }
+    let later = sizes(directory, pid)?;
+    ensure!(written > 10_000, "only {written} writes in {CHURN:?}");
+    for ((what, before), (_, after)) in settled.into_iter().zip(later) {
+        ensure!(
+            after <= before + before / 5,
+            "{what} grew from {before} kB to {after} kB over {written} writes"
+        );
+    }
+    Ok(())
+}
+
+/// Creates, changes and deletes ConfigMaps and Events over and over; yields how often.
+async fn rewrite(client: Client, writer: usize, deadline: Instant) -> Result<u64> {
+    let maps: Api<ConfigMap> = Api::default_namespaced(client.clone());
+    let events: Api<Event> = Api::default_namespaced(client);
+    let mut written = 0;
+    while Instant::now() < deadline {
+        let name = format!("churn-{writer}-{}", written % 100);
+        let map: ConfigMap = serde_json::from_value(json!({
+            "metadata": {"name": name}, "data": {"v": "x".repeat(500)},
+        }))?;
+        let event: Event = serde_json::from_value(json!({
+            "metadata": {"name": name}, "reason": "Churn", "type": "Normal", "message": "y".repeat(100),
+            "involvedObject": {"kind": "ConfigMap", "namespace": "default", "name": name},
+        }))?;
+        maps.create(&PostParams::default(), &map).await?;
+        maps.replace(&name, &PostParams::default(), &map).await?;
+        events.create(&PostParams::default(), &event).await?;
+        maps.delete(&name, &DeleteParams::default()).await?;
+        events.delete(&name, &DeleteParams::default()).await?;
+        written += 5;
+    }
+    Ok(written)
+}
+
+/// Kilobytes in memory and on the disk.
+fn sizes(directory: &Path, pid: u32) -> Result<[(&'static str, u64); 2]> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let memory = memory
+        .and_then(|line| line.split_whitespace().next())
+        .context("no VmRSS")?
+        .parse()?;
+    let mut disk = 0;
+    for entry in fs::read_dir(directory.join("data"))? {
+        disk += entry?.metadata()?.len() >> 10;
+    }
+    Ok([("memory", memory), ("the store", disk)])
 }
 
 /// Creates, changes and deletes objects of its own until the server is gone; yields the last revision it was told.
