@@ -257,6 +257,9 @@ struct Accepted {
 struct Batch {
     revision: Revision,
     accepted: Vec<Accepted>,
+    /// Whose expectations fail because of what the batch itself writes: they hear of it once they can see it, or they would
+    /// read the old state and try in vain, over and over.
+    overtaken: Vec<(oneshot::Sender<Committed>, StoreError)>,
     changes: BTreeMap<&'static str, Changes>,
     /// What later transactions of the batch find instead of what is visible.
     overlay: HashMap<(&'static str, Box<str>), Option<Arc<Object>>>,
@@ -285,20 +288,25 @@ impl Writer {
         let mut before = Vec::with_capacity(job.writes.len());
         for write in &job.writes {
             let slot = (write.resource, Box::<str>::from(write.key.as_str()));
-            let found = match batch.overlay.get(&slot) {
-                Some(found) => found.clone(),
-                None => self.memory.resource(write.resource).get(&write.key),
+            let (found, pending) = match batch.overlay.get(&slot) {
+                Some(found) => (found.clone(), true),
+                None => (self.memory.resource(write.resource).get(&write.key), false),
             };
             let holds = match write.expect {
                 Expect::Absent => found.is_none(),
                 Expect::Revision(revision) => found.as_ref().is_some_and(|o| o.revision() == revision),
             };
             if !holds {
-                let _ = job.answer.send(Err(StoreError::Conflict {
+                let conflict = StoreError::Conflict {
                     resource: write.resource,
                     key: write.key.clone(),
                     found,
-                }));
+                };
+                if pending {
+                    batch.overtaken.push((job.answer, conflict));
+                } else {
+                    let _ = job.answer.send(Err(conflict));
+                }
                 return;
             }
             before.push(found);
@@ -343,6 +351,9 @@ impl Writer {
             for accepted in batch.accepted {
                 let _ = accepted.answer.send(Err(StoreError::Engine(Arc::clone(&error))));
             }
+            for (answer, _) in batch.overtaken {
+                let _ = answer.send(Err(StoreError::Engine(Arc::clone(&error))));
+            }
             return;
         }
         self.memory.apply(batch.changes, batch.revision);
@@ -350,6 +361,9 @@ impl Writer {
         self.writes.add(writes as u64);
         for accepted in batch.accepted {
             let _ = accepted.answer.send(Ok(accepted.objects));
+        }
+        for (answer, conflict) in batch.overtaken {
+            let _ = answer.send(Err(conflict));
         }
     }
 
@@ -573,6 +587,27 @@ mod tests {
         });
         assert_eq!(wins, 50);
         assert_eq!(store.revision(), 50);
+    }
+
+    #[test]
+    fn whoever_is_told_of_a_conflict_can_see_what_it_is_with() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&directory.path().join("store"), index).unwrap();
+        commit(&store, vec![put("n", Expect::Absent, 0)]).unwrap();
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for value in 0..100 {
+                        let known = store.get(RESOURCE, "n").unwrap().revision();
+                        let written = commit(&store, vec![put("n", Expect::Revision(known), value)]);
+                        if let Err(StoreError::Conflict { found, .. }) = written {
+                            let visible = store.get(RESOURCE, "n").unwrap().revision();
+                            assert!(found.unwrap().revision() <= visible);
+                        }
+                    }
+                });
+            }
+        });
     }
 
     /// Pages that a commit sets free are used again, so the file needs no compaction while it is in use.
