@@ -129,7 +129,7 @@ fn definitions(data: &[u8]) {
     let mut problems = Problems::default();
     structural::definition(&input["definition"], None, &mut problems);
     let schema = Schema::parse(&input["definition"]["spec"]["versions"][0]["schema"]["openAPIV3Schema"]);
-    let mut object = input["object"].take();
+    let mut object = input.get_mut("object").map(Value::take).unwrap_or_default();
     let before = object.clone();
     schema.prune(&mut object);
     if !problems.0.is_empty() {
