@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
+use http::Request;
 use jiff::Timestamp;
 use kube::{
     Client,
@@ -64,7 +64,7 @@ impl Renewal {
         let carrier = current.clone();
         let service = service_fn(move |request: Request<Body>| {
             let client = carrier.get();
-            async move { Ok::<Response<Body>, kube::Error>(client.send(request).await?) }
+            async move { client.send(request).await }
         });
         let renewal = Self {
             node_name: node_name.to_owned(),
@@ -80,13 +80,11 @@ impl Renewal {
         let part = rand::rng().random_range(RENEW_AT);
         let mut retry = RETRY.0;
         loop {
-            let wait = match self.validity() {
-                Some(validity) => wait(validity, part, Timestamp::now()),
-                None => {
-                    tracing::error!(path = %self.path.display(), "the node's certificate cannot be read, it is not renewed");
-                    return;
-                }
+            let Some(validity) = self.validity() else {
+                tracing::error!(path = %self.path.display(), "the node's certificate cannot be read, it is not renewed");
+                return;
             };
+            let wait = wait(validity, part, Timestamp::now());
             let wait = if wait.is_zero() {
                 match self.renew().await {
                     Ok(()) => {

@@ -136,11 +136,10 @@ impl StepError {
     /// Whether the API said nothing, in contrast to having refused.
     fn is_silence(&self) -> bool {
         match self {
-            Self::Late => true,
             Self::Refer(kube::Error::Api(status)) | Self::Token(kube::Error::Api(status)) => {
                 status.code >= 500
             }
-            Self::Refer(_) | Self::Token(_) => true,
+            Self::Late | Self::Refer(_) | Self::Token(_) => true,
             Self::Sandbox(_) | Self::Status(_) | Self::Delete(_) | Self::Shim(_) => false,
         }
     }

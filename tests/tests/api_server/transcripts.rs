@@ -123,7 +123,6 @@ fn split(line: &str) -> Result<Vec<String>> {
     for c in line.chars() {
         match (quote, c) {
             (Some(open), c) if c == open => quote = None,
-            (Some(_), c) => word.push(c),
             (None, '\'' | '"') => (quote, any) = (Some(c), true),
             (None, ' ') => {
                 if any || !word.is_empty() {
@@ -131,7 +130,7 @@ fn split(line: &str) -> Result<Vec<String>> {
                 }
                 any = false;
             }
-            (None, c) => word.push(c),
+            (_, c) => word.push(c),
         }
     }
     ensure!(quote.is_none(), "an open quote in {line}");

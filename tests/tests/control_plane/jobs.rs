@@ -95,7 +95,7 @@ async fn an_indexed_job_runs_is_suspended_completes_and_goes() -> Result<()> {
                     .as_ref()
                     .and_then(|status| status.start_time.clone())
                     .is_none()
-            )
+            );
         })
     })
     .await?;
@@ -104,7 +104,7 @@ async fn an_indexed_job_runs_is_suspended_completes_and_goes() -> Result<()> {
         .merge::<Job>("pi", json!({ "spec": { "suspend": false } }))
         .await?;
     let mut pods = world.wait_ready("job-name=pi", 2).await?;
-    pods.sort_by_key(|pod| pod.name_any());
+    pods.sort_by_key(kube::ResourceExt::name_any);
     for (index, pod) in pods.iter().enumerate() {
         let (name, index) = (pod.name_any(), index.to_string());
         assert!(name.starts_with(&format!("pi-{index}-")), "{name}");

@@ -21,7 +21,7 @@ fn pod(name: &str) -> Value {
 
 /// The code and the message of a refusal.
 fn refused<T>(result: Result<T>) -> (u16, String) {
-    match result.err().map(|error| error.downcast::<kube::Error>()) {
+    match result.err().map(anyhow::Error::downcast::<kube::Error>) {
         Some(Ok(kube::Error::Api(status))) => (status.code, status.message),
         _ => (0, "not refused".to_owned()),
     }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::ResourceExt as _;
-use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use crate::world::{World, eventually, is_ready, pod_template};
@@ -41,7 +41,7 @@ async fn scaling_is_ordered_and_halts_at_an_unhealthy_pod() -> Result<()> {
     world.join(&["n1"]).await?;
     world.create::<StatefulSet>(stateful_set(2)).await?;
     let mut pods = world.wait_ready("app=db", 2).await?;
-    pods.sort_by_key(|pod| pod.name_any());
+    pods.sort_by_key(kube::ResourceExt::name_any);
     assert_eq!(pods[1].name_any(), "db-1");
     let labels = pods[1].labels();
     assert_eq!(labels["statefulset.kubernetes.io/pod-name"], "db-1");
@@ -154,7 +154,12 @@ async fn an_update_is_phased_and_can_be_undone() -> Result<()> {
         history.contains("\n2 ") && history.contains("\n3 ") && !history.contains("\n1 "),
         "{history}"
     );
-    let before: Vec<_> = world.ready("app=db").await?.iter().map(|pod| pod.uid()).collect();
+    let before: Vec<_> = world
+        .ready("app=db")
+        .await?
+        .iter()
+        .map(kube::ResourceExt::uid)
+        .collect();
     world.kubectl(&["rollout", "restart", "sts/db"]).await?;
     world
         .kubectl(&["rollout", "status", "sts/db", "--timeout=60s"])
@@ -180,10 +185,10 @@ async fn claims_outlive_their_pods_as_the_policy_says() -> Result<()> {
     let claims = || async {
         let list = world
             .api::<PersistentVolumeClaim>()
-            .list(&Default::default())
+            .list(&ListParams::default())
             .await
             .ok()?;
-        let mut names: Vec<String> = list.items.iter().map(|claim| claim.name_any()).collect();
+        let mut names: Vec<String> = list.items.iter().map(kube::ResourceExt::name_any).collect();
         names.sort();
         Some(names)
     };

@@ -21,7 +21,7 @@ const WRITERS: usize = 32;
 /// How often a node renews its Lease: as the kubelet does.
 const LEASE_PERIOD: Duration = Duration::from_secs(10);
 /// How often a node repeats its status.
-const STATUS_PERIOD: Duration = Duration::from_secs(60);
+const STATUS_PERIOD: Duration = Duration::from_mins(1);
 /// A watch that broke is begun again after this time.
 const RETRY: Duration = Duration::from_millis(200);
 

@@ -12,7 +12,7 @@ use super::http::{Connection, Target};
 use crate::binaries;
 
 /// How long it may take to be ready.
-const READY: Duration = Duration::from_secs(60);
+const READY: Duration = Duration::from_mins(1);
 /// How often it is asked.
 const POLL: Duration = Duration::from_millis(1);
 
