@@ -26,13 +26,11 @@ impl Snapshot {
         let mut kinds = BTreeMap::new();
         kinds.insert("link", observe::link_names(machine)?.into_iter().collect());
         let mut routes = BTreeSet::new();
+        // The underlay's link-local address comes when the kernel has made sure of it, maybe after the first look.
+        let own = |line: &&str| line.contains("fe80::") && line.contains("dev eth0 ");
         for family in ["-4", "-6"] {
-            routes.extend(
-                machine
-                    .run(&format!("ip {family} route show table all"))?
-                    .lines()
-                    .map(str::to_owned),
-            );
+            let text = machine.run(&format!("ip {family} route show table all"))?;
+            routes.extend(text.lines().filter(|line| !own(line)).map(str::to_owned));
         }
         kinds.insert("route", routes);
         let mountinfo = fs::read_to_string(format!("/proc/{}/mountinfo", machine.holder_pid()))?;

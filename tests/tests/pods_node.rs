@@ -62,7 +62,9 @@ fn a_pod_runs_its_containers_in_order_and_says_how_it_went() -> Result<()> {
     assert_eq!(condition(&pod, "Initialized"), "True");
     assert_eq!(condition(&pod, "Ready"), "False");
     let ip = status["podIP"].as_str().context("a pod IP")?;
-    let log = log(&cluster, &pod, "main", 0)?;
+    // On a busy machine a start may be cut short; the status says which attempt it was.
+    let attempt = main["restartCount"].as_u64().context("a count")?;
+    let log = log(&cluster, &pod, "main", u32::try_from(attempt)?)?;
     for text in [
         "first",
         "second",
@@ -506,7 +508,15 @@ fn log(cluster: &Cluster, pod: &Value, container: &str, attempt: u32) -> Result<
     );
     let node = &cluster.nodes[0];
     let path = node.state_dir().join("logs").join(dir).join(container);
-    Ok(fs::read_to_string(path.join(format!("{attempt}.log")))?)
+    let file = path.join(format!("{attempt}.log"));
+    fs::read_to_string(&file).with_context(|| {
+        let there: Vec<_> = fs::read_dir(&path).into_iter().flatten().flatten().collect();
+        format!(
+            "{} is not there, but {there:?}; {:#}",
+            file.display(),
+            pod["status"]
+        )
+    })
 }
 
 /// The memory limits of a container's cgroup in the hierarchies that have it.
