@@ -146,7 +146,12 @@ pub fn purge(state_dir: &Path) -> Result<bool, PodsError> {
             }
             Ok(()) | Err(_) => {}
         }
-        if let Err(error) = sandbox::remove_without_network(&config, dir) {
+        let removed = sandbox::remove_without_network(&config, dir).and_then(|()| {
+            record
+                .as_ref()
+                .map_or(Ok(()), |record| sandbox::remove_logs(&config, &record.uid))
+        });
+        if let Err(error) = removed {
             remains = Some(PodsError::Remains {
                 dir: dir.clone(),
                 source: Box::new(error),

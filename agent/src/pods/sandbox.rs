@@ -210,7 +210,18 @@ pub fn read_record(dir: &Path) -> Option<SandboxRecord> {
     serde_json::from_slice(&bytes).ok()
 }
 
-/// Takes everything of a pod away; what is gone already is a success. Running containers are killed.
+/// Takes a pod's logs away. They outlive its place, for whoever wants to know how it went, until the pod itself is gone.
+pub(super) fn remove_logs(config: &PodsConfig, uid: &str) -> Result<(), SandboxError> {
+    let suffix = format!("_{uid}");
+    for entry in fs::read_dir(config.logs_dir()).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().ends_with(&suffix) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes everything of a pod away but its logs; what is gone already is a success. Running containers are killed.
 pub async fn remove(
     config: &PodsConfig,
     endpoints: &Endpoints,
@@ -237,7 +248,7 @@ pub async fn remove(
     Ok(attachment?)
 }
 
-/// Takes everything of a pod away but its attachment. The shim must have been told.
+/// Takes everything of a pod away but its attachment and its logs. The shim must have been told.
 pub(super) fn remove_without_network(config: &PodsConfig, dir: &Path) -> Result<(), SandboxError> {
     match read_record(dir) {
         Some(record) => remove_rest(config, &record, dir),
@@ -250,7 +261,6 @@ fn remove_rest(config: &PodsConfig, record: &SandboxRecord, dir: &Path) -> Resul
     shim::end_leftover(dir);
     shim::remove_cgroup(&record.cgroup).map_err(file("removing cgroup", Path::new(&record.cgroup)))?;
     remove_netns(config, &record.uid)?;
-    remove_tree(&log_dir(config, record))?;
     // The record goes last, with the directory: until then this can be done again.
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_name() != RECORD_FILE {

@@ -280,6 +280,7 @@ impl Worker {
         match desired {
             Desired::Gone => {
                 self.remove_sandbox().await?;
+                sandbox::remove_logs(&self.context.config, &self.uid)?;
                 Ok(Next::End)
             }
             Desired::Present(pod) if pod.metadata.deletion_timestamp.is_some() => self.terminate(pod).await,
@@ -419,6 +420,7 @@ impl Worker {
         }
         self.report(pod).await?;
         self.remove_sandbox().await?;
+        sandbox::remove_logs(&self.context.config, &self.uid)?;
         self.delete_from_api(pod).await?;
         self.deleted = true;
         Ok(Next::Wait(None))
