@@ -207,9 +207,6 @@ impl Owner {
             let _ = reply.send(Err(EndpointError::AlreadyAttached(key)));
             return;
         }
-        if let Some(old) = &unfinished {
-            self.release(&key, &ips(old));
-        }
         let leased = match self.lease(&key) {
             Ok(leased) => leased,
             Err(error) => {
@@ -221,6 +218,9 @@ impl Owner {
                 return;
             }
         };
+        if let Some(old) = &unfinished {
+            self.release(&key, &ips(old));
+        }
         self.last_id = self.last_id.checked_add(1).unwrap_or(1);
         let plan = Plan {
             id: EndpointId(self.last_id),
@@ -439,6 +439,14 @@ impl Owner {
         self.ipam.set_cidrs(cidrs)?;
         if self.ipam.cidrs() != before {
             tracing::warn!(?before, now = ?self.ipam.cidrs(), "the node's pod CIDRs changed; pods keep their addresses");
+            // A CIDR may come back, as when the Node is made anew: what is in use of it still is.
+            let leases = self.ledger.leases();
+            for (ip, key) in &leases.held {
+                self.ipam.adopt(key, *ip);
+            }
+            for (ip, end) in &leases.resting {
+                self.ipam.rest(*ip, *end);
+            }
         }
         Ok(())
     }
@@ -457,10 +465,16 @@ impl Owner {
 
     pub(super) fn release(&mut self, key: &AttachmentKey, ips: &[IpAddr]) {
         let now = machine::boot_time();
-        for ip in ips {
+        // What is another's by now stays another's.
+        let held = &self.ledger.leases().held;
+        let own = ips
+            .iter()
+            .filter(|ip| held.get(ip).is_none_or(|owner| owner == key));
+        let own: Vec<IpAddr> = own.copied().collect();
+        for ip in &own {
             self.ipam.release(key, *ip, now);
         }
-        if let Err(error) = self.ledger.free(ips, now + self.address_rest, now) {
+        if let Err(error) = self.ledger.free(&own, now + self.address_rest, now) {
             // The next agent frees it: no attachment has it.
             tracing::error!(
                 error = &error as &dyn std::error::Error,

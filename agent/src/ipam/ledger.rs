@@ -3,7 +3,7 @@
 //! Each change is one appended line, which costs microseconds. Nothing is synced to the disk, and need not be: what is
 //! written survives the death of the process at any moment, and when the kernel dies every pod dies with it. The boot id
 //! in the first line tells the two apart; a journal of an earlier boot holds no lease. A line that was cut short by a
-//! full disk fails the lease that it stands for.
+//! full disk fails the lease that it stands for, and is cut off before the next is written.
 
 use std::{
     collections::BTreeMap,
@@ -71,6 +71,8 @@ pub struct Ledger {
     path: PathBuf,
     boot_id: String,
     file: File,
+    /// How many bytes of the file are whole lines.
+    whole: u64,
     lines: usize,
     state: Leases,
 }
@@ -97,12 +99,13 @@ impl Ledger {
         };
         let mut state = read(&text, boot_id);
         state.resting.retain(|_, end| *end > now);
-        let file = rewrite(path, boot_id, &state).map_err(failed("written"))?;
+        let (file, whole) = rewrite(path, boot_id, &state).map_err(failed("written"))?;
         let lines = state.held.len() + state.resting.len() + 1;
         Ok(Self {
             path: path.to_owned(),
             boot_id: boot_id.to_owned(),
             file,
+            whole,
             lines,
             state,
         })
@@ -150,7 +153,11 @@ impl Ledger {
             verb: "written",
             source,
         };
-        self.file.write_all(text.as_bytes()).map_err(failed)?;
+        let cut_off = self.file.set_len(self.whole);
+        cut_off
+            .and_then(|()| self.file.write_all(text.as_bytes()))
+            .map_err(failed)?;
+        self.whole += text.len() as u64;
         self.lines += lines.len();
         for line in lines {
             self.state.apply(line);
@@ -158,7 +165,7 @@ impl Ledger {
         let content = self.state.held.len() + self.state.resting.len();
         if self.lines > COMPACT_ABOVE_LINES.max(4 * content) {
             self.state.resting.retain(|_, end| *end > now);
-            self.file = rewrite(&self.path, &self.boot_id, &self.state).map_err(failed)?;
+            (self.file, self.whole) = rewrite(&self.path, &self.boot_id, &self.state).map_err(failed)?;
             self.lines = self.state.held.len() + self.state.resting.len() + 1;
         }
         Ok(())
@@ -195,8 +202,9 @@ fn push(text: &mut String, line: &Line) {
     }
 }
 
-/// Writes the journal anew beside the old one, then puts it in its place: a crash leaves one or the other.
-fn rewrite(path: &Path, boot_id: &str, state: &Leases) -> io::Result<File> {
+/// Writes the journal anew beside the old one, then puts it in its place: a crash leaves one or the other. Returns it, and how
+/// long it is.
+fn rewrite(path: &Path, boot_id: &str, state: &Leases) -> io::Result<(File, u64)> {
     let mut text = String::new();
     push(
         &mut text,
@@ -224,10 +232,10 @@ fn rewrite(path: &Path, boot_id: &str, state: &Leases) -> io::Result<File> {
         );
     }
     let beside = path.with_extension("new");
-    fs::write(&beside, text)?;
+    fs::write(&beside, &text)?;
     let file = File::options().append(true).open(&beside)?;
     fs::rename(&beside, path)?;
-    Ok(file)
+    Ok((file, text.len() as u64))
 }
 
 #[cfg(test)]
@@ -281,6 +289,22 @@ mod tests {
         assert_eq!(
             *Ledger::open(&path, "boot-b", now(0)).unwrap().leases(),
             Leases::default()
+        );
+    }
+
+    #[test]
+    fn a_line_that_was_cut_short_hides_none_that_follows() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("ipam.journal");
+        let mut ledger = Ledger::open(&path, BOOT, now(0)).unwrap();
+        ledger.lease(&key(1), &[ip(1)], now(0)).unwrap();
+        // As much as a full disk takes of a line.
+        let mut file = File::options().append(true).open(&path).unwrap();
+        file.write_all(br#"{"lease":{"ip":"10.0"#).unwrap();
+        ledger.lease(&key(2), &[ip(2)], now(0)).unwrap();
+        assert_eq!(
+            inspect(&path, BOOT).unwrap().held,
+            BTreeMap::from([(ip(1), key(1)), (ip(2), key(2))])
         );
     }
 

@@ -258,3 +258,26 @@ fn another_pod_cidr_is_leased_from_at_once_and_pods_keep_their_addresses() {
         node.assert_nothing_left().await;
     });
 }
+
+/// As when the Node is deleted and made anew, twice.
+#[test]
+fn a_pod_cidr_that_comes_back_has_its_leases_still() {
+    in_namespaces(|| async {
+        let node = TestNode::with_cidrs(&["10.7.1.0/24"]).await;
+        let pods = ["a", "b"].map(|name| node.pod(name));
+        let before = node.add("a", &pods[0]).await.unwrap();
+        for cidr in ["10.7.9.0/24", "10.7.1.0/24"] {
+            node.endpoints
+                .set_pod_cidrs(vec![cidr.parse().unwrap()])
+                .await
+                .unwrap();
+        }
+        let after = node.add("b", &pods[1]).await.unwrap();
+        assert_ne!(before.ips, after.ips);
+        for name in ["a", "b"] {
+            node.endpoints.del(key(name)).await.unwrap();
+        }
+        wait_for("the links' deletion", || links() == ["weft0"]).await;
+        node.assert_nothing_left().await;
+    });
+}
