@@ -221,7 +221,7 @@ async fn answer(
         } else {
             Some(server.seats.request(&identity).await?)
         };
-        let response = non_resource(server, &identity, &parts, path);
+        let response = non_resource(server, &identity, &parts, path).await;
         drop(seat);
         return response;
     };
@@ -260,13 +260,15 @@ async fn answer(
         add_warnings(&mut response, deprecation);
         response
     };
-    if verb == Verb::Watch {
-        call.count(&Ok(Response::default()), Instant::now());
-        return watch::watch(call, seat).await.map(warned);
-    }
+    let call = Arc::new(call);
     let began = Instant::now();
-    let response = dispatch(&call, body).await;
-    drop(seat);
+    let response = if verb == Verb::Watch {
+        watch::watch(Arc::clone(&call), seat).await
+    } else {
+        let response = dispatch(&call, body).await;
+        drop(seat);
+        response
+    };
     call.count(&response, began);
     response.map(warned)
 }
@@ -292,7 +294,7 @@ fn add_warnings(response: &mut Response<Body>, warnings: impl IntoIterator<Item 
 pub struct InProcess;
 
 /// Paths that are not a resource's: discovery, schemas, health.
-fn non_resource(
+async fn non_resource(
     server: &Server,
     identity: &Identity,
     parts: &Parts,
@@ -306,6 +308,9 @@ fn non_resource(
     access::authorize_path(server, identity, &parts.method, path)?;
     if parts.method != Method::GET && parts.method != Method::HEAD {
         return Err(ApiError::method_not_allowed());
+    }
+    if path == "/readyz" {
+        return Ok(health::ready(server).await);
     }
     health::serve(
         server,

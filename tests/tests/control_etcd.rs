@@ -440,3 +440,27 @@ async fn the_loss_of_the_leader_loses_no_write_and_scheduling_goes_on() -> Resul
     assert_eq!(second.leader().await.as_ref(), Some(&second.address));
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_without_its_etcd_is_not_ready() -> Result<()> {
+    let mut server = Server::start()?;
+    let controller = Controller::start(&server, "first").await?;
+    let ask = |path: &'static str| {
+        let request = http::Request::get(path).body(Vec::new());
+        async { controller.client.request_text(request.ok()?).await.ok() }
+    };
+    assert_eq!(ask("/readyz").await.as_deref(), Some("ok"));
+    server.crash();
+    eventually("it not to be ready", || async {
+        ask("/readyz").await.is_none().then_some(())
+    })
+    .await?;
+    assert_eq!(
+        ask("/livez").await.as_deref(),
+        Some("ok"),
+        "a restart would not help"
+    );
+    server.run()?;
+    eventually("it to be ready again", || ask("/readyz")).await?;
+    Ok(())
+}

@@ -7,7 +7,7 @@ use super::status::ApiError;
 use super::{Call, objects};
 use crate::quantity::Quantity;
 use crate::quota::{Amounts, amounts, charge, in_scope, printed, unsaid, usage};
-use crate::resources::Resource;
+use crate::resources::{Resource, Subresource};
 use crate::store::{Encoded, Expect, Object, Operation, Write};
 
 /// Where quotas are.
@@ -22,7 +22,10 @@ fn changes_cost(resource: &Resource) -> bool {
 pub(super) fn charges(call: &Call, old: Option<&Value>, new: &Value) -> Result<Vec<Write>, ApiError> {
     let resource = &call.resource;
     let store = &call.server.store;
-    let free = !resource.namespaced || resource.storage == "events" || !call.path.subresource.is_empty();
+    // Of what is below an object only one way leads to more of anything.
+    let below =
+        matches!(resource.subresource(&call.path.subresource), Some(below) if below != Subresource::Resize);
+    let free = !resource.namespaced || resource.storage == "events" || below;
     if free || store.count(QUOTAS) == 0 || (old.is_some() && !changes_cost(resource)) {
         return Ok(Vec::new());
     }

@@ -38,6 +38,19 @@ impl Options {
         self.dry_run
     }
 
+    /// Whether they are about one version of the object.
+    pub(super) fn is_of_version(&self) -> bool {
+        self.resource_version.is_some()
+    }
+
+    /// The same, and for this object alone, not for another that gets its name.
+    pub(super) fn of_object(mut self, object: &Value) -> Self {
+        self.uid = object["metadata"]["uid"].as_str().map(str::to_owned);
+        // It is written on its way out.
+        self.resource_version = None;
+        self
+    }
+
     /// Reads DeleteOptions from the body, else from the query.
     pub(crate) fn of(call: &Call, decoded: &Decoded) -> Result<Self, ApiError> {
         let body = &decoded.value;
@@ -182,7 +195,13 @@ fn answer(resource: &Resource, step: Step, object: &Arc<Object>, before: &Value)
     }
 }
 
-fn preconditions(resource: &Resource, name: &str, object: &Value, options: &Options) -> Result<(), ApiError> {
+/// Refuses to delete an object that is not the one that was meant.
+pub(super) fn preconditions(
+    resource: &Resource,
+    name: &str,
+    object: &Value,
+    options: &Options,
+) -> Result<(), ApiError> {
     let unmet = |what: &str, asked: &str, is: &Value| {
         let is = is.as_str().unwrap_or_default();
         let why =
@@ -202,6 +221,9 @@ fn preconditions(resource: &Resource, name: &str, object: &Value, options: &Opti
     }
     Ok(())
 }
+
+/// Namespaces that a cluster is nothing without.
+const IMMORTAL: &[&str] = &["default", "kube-public", "kube-system"];
 
 /// Decides what a deletion does to an object.
 fn step(
@@ -226,6 +248,13 @@ fn step(
         return Ok(Step::Mark(marked));
     }
     if resource.storage == "namespaces" {
+        if IMMORTAL.contains(&name) {
+            return Err(ApiError::forbidden(
+                resource,
+                name,
+                "this namespace may not be deleted",
+            ));
+        }
         let content = object["spec"]["finalizers"]
             .as_array()
             .is_some_and(|list| !list.is_empty());

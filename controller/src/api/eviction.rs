@@ -31,11 +31,20 @@ pub(super) async fn evict(call: &Call, eviction: &Value) -> Result<Reply, ApiErr
     }
     let options = Options::read(call, &eviction["deleteOptions"])?;
     let pod = call.find()?.value();
+    // Before anything is taken out of a budget, and about this very pod all along: another may get its name meanwhile.
+    delete::preconditions(&call.resource, &call.path.name, &pod, &options)?;
+    call.admits(&pod, Some(&pod))?;
+    let meant: &[&str] = if options.is_of_version() {
+        &["uid", "resourceVersion"]
+    } else {
+        &["uid"]
+    };
+    let options = options.of_object(&pod);
     if is_guarded(&pod) {
         charge(call, &pod, options.dry_run()).await?;
     }
     if !options.dry_run() {
-        mark(call).await?;
+        mark(call, &pod["metadata"], meant).await?;
     }
     delete::delete(call, &options).await?;
     Ok(Reply::status(StatusCode::CREATED, success(Value::Null)))
@@ -153,8 +162,8 @@ fn charged(budget: &Value, pod: &Value, now: &str) -> Result<Option<Value>, ApiE
     Ok(Some(budget))
 }
 
-/// Says on the pod why it goes.
-async fn mark(call: &Call) -> Result<(), ApiError> {
+/// Says on the pod why it goes, if it still has what is `meant` of this metadata.
+async fn mark(call: &Call, metadata: &Value, meant: &[&str]) -> Result<(), ApiError> {
     let now = objects::timestamp(call.now);
     let condition = json!({
         "type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting",
@@ -162,6 +171,9 @@ async fn mark(call: &Call) -> Result<(), ApiError> {
     });
     write::change(call, |pod| {
         let mut pod = pod.clone();
+        for key in meant {
+            objects::copy(&mut pod["metadata"], metadata, key);
+        }
         match pod["status"]["conditions"].as_array_mut() {
             Some(list)
                 if list

@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use super::Server;
 use super::audit::AuditLog;
@@ -14,6 +16,24 @@ use super::discovery;
 use super::status::{ApiError, json_response};
 use crate::auth::service_account::ISSUER;
 use crate::schema::openapi;
+
+/// How long the store may take to show that it is there.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Whether requests can be answered now: not if they would wait for a store that is out of reach, nor at the end.
+pub(super) async fn ready(server: &Server) -> Response<Body> {
+    let reached = timeout(PATIENCE, server.store.barrier()).await;
+    let failed = match reached {
+        _ if server.shutdown.is_cancelled() => "shutdown",
+        Ok(Ok(())) => return text("ok"),
+        Ok(Err(_)) | Err(_) => "store",
+    };
+    let mut response = text(format!(
+        "[-]{failed} failed: reason withheld\nreadyz check failed\n"
+    ));
+    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    response
+}
 
 /// Answers a GET of `path`; `None` if nothing is there.
 pub(super) fn serve(
@@ -26,7 +46,7 @@ pub(super) fn serve(
     let response = match parts.as_slice() {
         [""] => json(&root(server)),
         ["version"] => json(&version()),
-        ["healthz" | "livez" | "readyz", ..] => text("ok"),
+        ["healthz" | "livez"] | ["healthz" | "livez" | "readyz", "ping"] => text("ok"),
         ["metrics"] => text(metrics(server)),
         ["api" | "apis"] if let Some(form) = discovery::aggregated_form(accept(headers)) => {
             let body = discovery::aggregated(&server.resources(), form, parts[0] == "api");

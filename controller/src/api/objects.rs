@@ -82,13 +82,7 @@ const SERVER_OWNED: &[&str] = &[
 ];
 
 /// What of metadata a write through a subresource may change.
-const THROUGH_STATUS: &[&str] = &[
-    "labels",
-    "annotations",
-    "finalizers",
-    "managedFields",
-    "ownerReferences",
-];
+const THROUGH_STATUS: &[&str] = &["labels", "annotations", "finalizers", "managedFields"];
 
 /// Takes what only the server writes from the object as it was.
 pub(crate) fn carry_over(new: &mut Value, old: &Value) {
@@ -103,7 +97,7 @@ pub(crate) fn carry_over(new: &mut Value, old: &Value) {
     }
 }
 
-/// The object as it was, with the status and the labels of `new`.
+/// The object as it was, with the status and the labels of `new`; not the owners, whose loss would be the object's.
 pub(crate) fn with_status_of(old: &Value, new: &Value) -> Value {
     let mut result = old.clone();
     copy(&mut result, new, "status");

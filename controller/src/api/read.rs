@@ -28,7 +28,7 @@ const MAX_SNAPSHOTS: usize = 64;
 const SNAPSHOT_LIFETIME: Duration = Duration::from_mins(5);
 
 /// Which objects of a resource a request is about.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Filter {
     resource: ResourceRef,
     namespace: String,
@@ -81,6 +81,14 @@ impl Filter {
             None if self.namespace.is_empty() => None,
             None => of(Aspect::Namespace, &self.namespace),
         }
+    }
+
+    /// Whether both are about the same objects.
+    fn is_same(&self, other: &Self) -> bool {
+        self.resource.storage == other.resource.storage
+            && self.namespace == other.namespace
+            && self.labels == other.labels
+            && self.fields == other.fields
     }
 
     fn is_everything(&self) -> bool {
@@ -212,6 +220,8 @@ struct Snapshot {
     id: u64,
     taken: Instant,
     revision: Revision,
+    /// What was listed: who goes on with a list must ask for, and so may see, the same.
+    filter: Filter,
     items: Arc<[Arc<Object>]>,
 }
 
@@ -220,7 +230,7 @@ struct Snapshot {
 pub(crate) struct Snapshots(Mutex<(u64, VecDeque<Snapshot>)>);
 
 impl Snapshots {
-    fn keep(&self, revision: Revision, items: Arc<[Arc<Object>]>) -> u64 {
+    fn keep(&self, filter: &Filter, revision: Revision, items: Arc<[Arc<Object>]>) -> u64 {
         let mut guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         guard.0 += 1;
         let id = guard.0;
@@ -237,16 +247,18 @@ impl Snapshots {
             id,
             taken,
             revision,
+            filter: filter.clone(),
             items,
         });
         id
     }
 
-    fn find(&self, id: u64, revision: Revision) -> Option<Arc<[Arc<Object>]>> {
+    fn find(&self, token: &Token, filter: &Filter) -> Option<Arc<[Arc<Object>]>> {
         let guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = guard.1.iter().find(|s| s.id == id && s.revision == revision);
+        let mut kept = guard.1.iter();
+        let found = kept.find(|s| s.id == token.snapshot && s.revision == token.revision);
         found
-            .filter(|s| s.taken.elapsed() <= SNAPSHOT_LIFETIME)
+            .filter(|s| s.taken.elapsed() <= SNAPSHOT_LIFETIME && s.filter.is_same(filter))
             .map(|s| Arc::clone(&s.items))
     }
 }
@@ -265,7 +277,7 @@ fn continued(call: &Call, filter: &Filter, token: &str, limit: usize) -> Result<
             .retain(|object| key(&call.resource, object) > token.last_key);
         return Ok(Page::first(call, filter, listing, limit));
     }
-    let Some(items) = call.server.snapshots.find(token.snapshot, token.revision) else {
+    let Some(items) = call.server.snapshots.find(&token, filter) else {
         let mut error = ApiError::expired(
             "The provided continue parameter is too old to display a consistent list result. You can start a new list \
              without the continue parameter, or use the continue token in this response to retrieve the remainder of \
@@ -332,7 +344,7 @@ impl Page {
         let left = items.len() - end;
         let next = page.last().filter(|_| left > 0).map(|last| {
             let snapshot =
-                snapshot.unwrap_or_else(|| call.server.snapshots.keep(revision, Arc::clone(&items)));
+                snapshot.unwrap_or_else(|| call.server.snapshots.keep(filter, revision, Arc::clone(&items)));
             let last_key = key(&call.resource, last);
             Token {
                 revision,

@@ -1,5 +1,7 @@
 //! Questions that are answered and not kept: who am I, may I.
 
+use std::ops::Deref as _;
+
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -20,6 +22,7 @@ pub(super) async fn answer(call: &Call, decoded: Decoded) -> Result<Reply, ApiEr
     if !review.is_object() {
         return Err(ApiError::bad_request("the body is not an object"));
     }
+    subresources::check_types(call.resource.deref().schema(), &review)?;
     if call.resource.kind == "Binding" {
         return bind(call, &review).await;
     }

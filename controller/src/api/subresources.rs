@@ -11,8 +11,8 @@ use super::table::{self, Include};
 use super::write::{self, Change, Outcome, Reply};
 use super::{Call, eviction, objects, token_request};
 use crate::custom::json_path::JsonPath;
-use crate::resources::{Problems, ResourceRef, SCALE, Subresource};
-use crate::schema::patch as json_patches;
+use crate::resources::{Problems, ResourceRef, SCALE, Subresource, subdomain_problem};
+use crate::schema::{self, KindSchema, patch as json_patches};
 
 /// GET below an object.
 pub(crate) fn get(call: &Call) -> Result<Response<Body>, ApiError> {
@@ -47,13 +47,27 @@ pub(crate) fn get(call: &Call) -> Result<Response<Body>, ApiError> {
 
 /// POST below an object.
 pub(crate) async fn create(call: &Call, decoded: Decoded) -> Result<Reply, ApiError> {
-    match call.resource.subresource(&call.path.subresource) {
+    let below = call.resource.subresource(&call.path.subresource);
+    let kind = below.and_then(
+        |below| match (below.foreign_kind(), below.own_kind(call.resource.kind)) {
+            (Some((group, version, kind)), _) => schema::kind(group, version, kind),
+            (None, kind) => schema::kind(call.resource.group, call.resource.version, kind?),
+        },
+    );
+    check_types(kind, &decoded.value)?;
+    match below {
         Some(Subresource::Binding) => bind(call, &decoded.value).await,
         Some(Subresource::Eviction) => eviction::evict(call, &decoded.value).await,
         Some(Subresource::Token) => token_request::create(call, &decoded.value),
         Some(other) => Err(needs_node(other)),
         None => Err(ApiError::no_such_path()),
     }
+}
+
+/// Refuses a body whose values do not have the types of their fields.
+pub(super) fn check_types(kind: Option<KindSchema>, body: &Value) -> Result<(), ApiError> {
+    let checked = kind.map_or(Ok(()), |kind| kind.check_types(body));
+    checked.map_err(|error| ApiError::bad_request(error.to_string()))
 }
 
 pub(crate) fn needs_node(subresource: Subresource) -> ApiError {
@@ -74,6 +88,8 @@ pub(crate) async fn bind(call: &Call, binding: &Value) -> Result<Reply, ApiError
     }
     if node.is_empty() {
         problems.required("target.name", "");
+    } else if let Some(problem) = subdomain_problem(node) {
+        problems.invalid("target.name", &target["name"], &problem);
     }
     if !problems.0.is_empty() {
         return Err(ApiError::invalid(&call.resource, &call.path.name, &problems));
@@ -222,13 +238,7 @@ pub(crate) async fn patch_scale(call: &Call, body: &Bytes) -> Result<Reply, ApiE
 
 /// PUT of a scale.
 pub(crate) async fn replace_scale(call: &Call, scale_object: &Value) -> Result<Reply, ApiError> {
-    let name = objects::name(scale_object);
-    if !name.is_empty() && name != call.path.name {
-        return Err(ApiError::bad_request(format!(
-            "the name of the object ({name}) does not match the name on the URL ({})",
-            call.path.name
-        )));
-    }
+    write::check_name(call, scale_object)?;
     scale(call, |_| Ok(scale_object.clone())).await
 }
 
@@ -236,22 +246,21 @@ async fn scale(call: &Call, compute: impl Fn(&Value) -> Result<Value, ApiError>)
     let reply = write::change(call, |object| {
         let current = scale_of(call, object);
         let scaled = compute(&current)?;
+        check_types(schema::kind("autoscaling", "v1", "Scale"), &scaled)?;
         let replicas = &scaled["spec"]["replicas"];
-        let count = if replicas.is_null() {
-            Some(0)
-        } else {
-            replicas.as_i64()
-        };
-        if count.is_none_or(|count| count < 0) {
+        let count = replicas.as_i64().unwrap_or_default();
+        if count < 0 {
             let mut problems = Problems::default();
             problems.invalid("spec.replicas", replicas, "must be greater than or equal to 0");
             return Err(ApiError::invalid(&call.resource, &call.path.name, &problems));
         }
         let mut object = object.clone();
-        set_replicas(call, &mut object, count.unwrap_or_default());
-        let version = &scaled["metadata"]["resourceVersion"];
-        if version.as_str().is_some_and(|version| !version.is_empty()) {
-            object["metadata"]["resourceVersion"] = version.clone();
+        set_replicas(call, &mut object, count);
+        for precondition in ["uid", "resourceVersion"] {
+            let given = &scaled["metadata"][precondition];
+            if given.as_str().is_some_and(|given| !given.is_empty()) {
+                object["metadata"][precondition] = given.clone();
+            }
         }
         Ok(Change {
             object,

@@ -4,7 +4,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::status::ApiError;
-use super::write::Reply;
+use super::write::{self, Reply};
 use super::{Call, objects};
 use crate::auth::service_account::{Claims, ISSUER};
 use crate::resources::{self, Problems};
@@ -23,12 +23,7 @@ pub(super) fn create(call: &Call, request: &Value) -> Result<Reply, ApiError> {
     let account = call.find()?.value();
     let spec = &request["spec"];
     let name = objects::name(&account);
-    let given = objects::name(request);
-    if !given.is_empty() && given != name {
-        return Err(ApiError::bad_request(format!(
-            "the name of the object ({given}) does not match the name on the URL ({name})"
-        )));
-    }
+    write::check_name(call, request)?;
     let seconds = match &spec["expirationSeconds"] {
         Value::Null => DEFAULT_SECONDS,
         given => lifetime(given).map_err(|problems| invalid(name, &problems))?,

@@ -1,9 +1,9 @@
 //! Watches: each reads the resource's history at its own pace.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
+use std::vec;
 
 use axum::body::Body;
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -29,54 +29,12 @@ const DEFAULT_LIFETIME_SECONDS: u64 = 1800;
 const CROWD: usize = 32;
 /// A watcher in a crowd hears of changes at most this often: what is told together costs each of them one packet.
 const CROWD_PACE: Duration = Duration::from_millis(1);
-/// Size at which initial objects are cut into chunks.
+/// Size at which initial objects are cut into chunks; each is made when the one before is on its way.
 const CHUNK: usize = 64 << 10;
 
 /// GET of a collection with `watch`.
-pub(crate) async fn watch(call: Call, seat: Option<Seat>) -> Result<Response<Body>, ApiError> {
-    let filter = Filter::of(&call)?;
-    let bookmarks = call.query.flag("allowWatchBookmarks");
-    let initial_events = call.query.flag("sendInitialEvents");
-    let version = wait_for_version(&call).await?.filter(|version| *version > 0);
-    let mut pending = VecDeque::new();
-    let mut encoder = Encoder {
-        call,
-        filter,
-        headings: true,
-    };
-    let after = match version {
-        Some(version) if !initial_events => version,
-        _ => {
-            let listing = encoder.filter.list(&encoder.call.server);
-            encoder.initial(&listing.items, &mut pending);
-            if initial_events && bookmarks {
-                pending.push_back(encoder.bookmark(listing.revision, true));
-            }
-            listing.revision
-        }
-    };
-    let server = Arc::clone(&encoder.call.server);
-    let changes = server.store.watch(encoder.call.resource.storage, after)?;
-    let changes = match encoder.filter.interest() {
-        Some(interest) => changes.narrowed(interest),
-        None => changes,
-    };
-    let lifetime = encoder.call.query.timeout()?.unwrap_or_else(|| {
-        let extra = rand::rng().random_range(0..DEFAULT_LIFETIME_SECONDS);
-        Duration::from_secs(DEFAULT_LIFETIME_SECONDS + extra)
-    });
-    let now = Instant::now();
-    let watcher = Watcher {
-        server,
-        encoder,
-        pending,
-        changes,
-        deadline: now + lifetime,
-        next_bookmark: bookmarks.then_some(now + BOOKMARK_INTERVAL.min(lifetime.mul_f32(0.9))),
-        not_before: now,
-        ended: false,
-        _seat: seat,
-    };
+pub(crate) async fn watch(call: Arc<Call>, seat: Option<Seat>) -> Result<Response<Body>, ApiError> {
+    let watcher = Watcher::new(call, seat).await?;
     let chunks = stream::unfold(watcher, |mut watcher| async {
         let chunk = watcher.next().await?;
         Some((Ok::<_, Infallible>(chunk), watcher))
@@ -91,7 +49,10 @@ pub(crate) async fn watch(call: Call, seat: Option<Seat>) -> Result<Response<Bod
 struct Watcher {
     server: Arc<Server>,
     encoder: Encoder,
-    pending: VecDeque<Bytes>,
+    /// What was there at the start and is still to be told.
+    initial: vec::IntoIter<Arc<Object>>,
+    /// What follows it.
+    initial_end: Option<Bytes>,
     changes: Watch,
     deadline: Instant,
     next_bookmark: Option<Instant>,
@@ -108,11 +69,57 @@ enum Wake {
 }
 
 impl Watcher {
+    async fn new(call: Arc<Call>, seat: Option<Seat>) -> Result<Self, ApiError> {
+        let filter = Filter::of(&call)?;
+        let bookmarks = call.query.flag("allowWatchBookmarks");
+        let initial_events = call.query.flag("sendInitialEvents");
+        let version = wait_for_version(&call).await?.filter(|version| *version > 0);
+        let encoder = Encoder {
+            call,
+            filter,
+            headings: true,
+        };
+        let (after, initial) = match version {
+            Some(version) if !initial_events => (version, Vec::new()),
+            _ => {
+                let listing = encoder.filter.list(&encoder.call.server);
+                (listing.revision, listing.items)
+            }
+        };
+        let server = Arc::clone(&encoder.call.server);
+        let changes = server.store.watch(encoder.call.resource.storage, after)?;
+        let changes = match encoder.filter.interest() {
+            Some(interest) => changes.narrowed(interest),
+            None => changes,
+        };
+        let lifetime = encoder.call.query.timeout()?.unwrap_or_else(|| {
+            let extra = rand::rng().random_range(0..DEFAULT_LIFETIME_SECONDS);
+            Duration::from_secs(DEFAULT_LIFETIME_SECONDS + extra)
+        });
+        let now = Instant::now();
+        Ok(Self {
+            server,
+            initial: initial.into_iter(),
+            initial_end: (initial_events && bookmarks).then(|| encoder.bookmark(after, true)),
+            encoder,
+            changes,
+            deadline: now + lifetime,
+            next_bookmark: bookmarks.then_some(now + BOOKMARK_INTERVAL.min(lifetime.mul_f32(0.9))),
+            not_before: now,
+            ended: false,
+            _seat: seat,
+        })
+    }
+
     /// What to send next; `None` ends the answer.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if let Some(chunk) = self.pending.pop_front() {
+            let chunk = self.encoder.initial(&mut self.initial);
+            if !chunk.is_empty() {
                 return Some(chunk);
+            }
+            if let Some(end) = self.initial_end.take() {
+                return Some(end);
             }
             if self.ended {
                 return None;
@@ -179,23 +186,21 @@ impl Watcher {
 
 /// Writes events in the form the watcher asked for.
 struct Encoder {
-    call: Call,
+    call: Arc<Call>,
     filter: Filter,
     headings: bool,
 }
 
 impl Encoder {
-    fn initial(&mut self, objects: &[Arc<Object>], pending: &mut VecDeque<Bytes>) {
+    /// The next chunk of the objects that were there at the start; empty once there are no more.
+    fn initial(&mut self, objects: &mut vec::IntoIter<Arc<Object>>) -> Bytes {
         let mut chunk = BytesMut::new();
-        for object in objects {
-            self.put(&mut chunk, "ADDED", object);
-            if chunk.len() >= CHUNK {
-                pending.push_back(chunk.split().freeze());
-            }
+        while chunk.len() < CHUNK
+            && let Some(object) = objects.next()
+        {
+            self.put(&mut chunk, "ADDED", &object);
         }
-        if !chunk.is_empty() {
-            pending.push_back(chunk.freeze());
-        }
+        chunk.freeze()
     }
 
     /// The events of changes, as the selectors let them appear.

@@ -269,6 +269,17 @@ fn stored_outcome(written: Vec<Arc<Object>>, object: Value) -> Outcome {
         .map_or(Outcome::Value(object), Outcome::Stored)
 }
 
+/// Refuses an object that names itself otherwise than the URL does.
+pub(super) fn check_name(call: &Call, object: &Value) -> Result<(), ApiError> {
+    let (given, name) = (objects::name(object), &call.path.name);
+    if given.is_empty() || given == name {
+        return Ok(());
+    }
+    Err(ApiError::bad_request(format!(
+        "the name of the object ({given}) does not match the name on the URL ({name})"
+    )))
+}
+
 /// Puts the object where the URL says.
 fn place(call: &Call, object: &mut Value) -> Result<(), ApiError> {
     let resource = &call.resource;
@@ -470,13 +481,8 @@ fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Opt
     if let Some(conversion) = resource.conversion {
         (conversion.stored)(&mut new);
     }
+    check_name(call, &new)?;
     let given = |key: &str| new["metadata"][key].as_str().filter(|text| !text.is_empty());
-    if given("name").is_some_and(|given| given != name) {
-        let given = objects::name(&new);
-        return Err(ApiError::bad_request(format!(
-            "the name of the object ({given}) does not match the name on the URL ({name})"
-        )));
-    }
     if given("namespace").is_some_and(|namespace| namespace != call.path.namespace) {
         return Err(ApiError::bad_request(
             "the namespace of the provided object does not match the namespace sent on the request",
@@ -518,6 +524,10 @@ fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Opt
         _ if resource.has_status() => objects::copy(&mut new, old, "status"),
         _ => {}
     }
+    // What keeps a namespace is let go of through `finalize` alone.
+    if resource.storage == "namespaces" && call.path.subresource != Subresource::Finalize.name() {
+        objects::copy(&mut new, old, "spec");
+    }
     objects::carry_over(&mut new, old);
     if let Some(custom) = resource.custom() {
         new["apiVersion"] = json!(custom.stored_api_version());
@@ -547,7 +557,7 @@ fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Opt
     let subresource = resource.subresource(&call.path.subresource);
     let before = pods::before_change(subresource, old, &new);
     validate(&stored, &new, Some(&before))?;
-    if resource.storage == "persistentvolumeclaims" {
+    if resource.storage == "persistentvolumeclaims" || subresource == Some(Subresource::Resize) {
         admission::limits::check(call, &new)?;
     }
     call.admits(&new, Some(old))?;
@@ -663,6 +673,7 @@ pub(crate) async fn apply(
             return Err(ApiError::conflict(resource, &call.path.name, why));
         }
         let mut object = schema.apply(None, &request).map_err(failed)?;
+        check_name(call, &object)?;
         object["metadata"]["name"] = json!(call.path.name);
         call.require(Verb::Create)?;
         match create_object(call, object, Some(&manager), warnings.clone()).await {

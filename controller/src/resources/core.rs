@@ -37,13 +37,7 @@ pub(super) static RESOURCES: &[Resource] = &[
         },
         validate: |map, old, problems| {
             data_keys(map, &["data", "binaryData"], problems);
-            if old.is_some_and(|old| old["immutable"] == true) {
-                for part in ["data", "binaryData"] {
-                    if old.map(|old| &old[part]) != Some(&map[part]) {
-                        problems.forbidden(part, "field is immutable when `immutable` is set");
-                    }
-                }
-            }
+            sealed(map, old, &["data", "binaryData"], problems);
         },
         ..row("", "v1", "ConfigMap", ("configmaps", "configmap"), "configmaps")
     },
@@ -214,11 +208,7 @@ pub(super) static RESOURCES: &[Resource] = &[
             }
             data_keys(secret, &["data"], problems);
             validation::immutable(secret, old, "type", problems);
-            if let Some(old) = old.filter(|old| old["immutable"] == true)
-                && old["data"] != secret["data"]
-            {
-                problems.forbidden("data", "field is immutable when `immutable` is set");
-            }
+            sealed(secret, old, &["data"], problems);
         },
         ..row("", "v1", "Secret", ("secrets", "secret"), "secrets")
     },
@@ -247,6 +237,18 @@ pub(super) static RESOURCES: &[Resource] = &[
 
 fn size(map: &Value) -> usize {
     map.as_object().map_or(0, serde_json::Map::len)
+}
+
+/// What is immutable stays so, and with it these parts.
+fn sealed(object: &Value, old: Option<&Value>, parts: &[&str], problems: &mut Problems) {
+    let Some(old) = old.filter(|old| old["immutable"] == true) else {
+        return;
+    };
+    for part in std::iter::once(&"immutable").chain(parts) {
+        if old[part] != object[part] {
+            problems.forbidden(part, "field is immutable when `immutable` is set");
+        }
+    }
 }
 
 /// Largest sum of the values of a ConfigMap or Secret, as in Kubernetes.

@@ -70,15 +70,12 @@ pub(super) fn prune(shape: Shape, value: &mut Value) {
             .as_array_mut()
             .into_iter()
             .flatten()
-            .for_each(|item| prune(*inner, item)),
-        Shape::Map(inner) => {
-            for entry in value.as_object_mut().into_iter().flat_map(Map::values_mut) {
-                if entry.is_null() && *inner == Shape::Str {
-                    *entry = Value::String(String::new());
-                }
-                prune(*inner, entry);
-            }
-        }
+            .for_each(|item| prune_item(*inner, item)),
+        Shape::Map(inner) => value
+            .as_object_mut()
+            .into_iter()
+            .flat_map(Map::values_mut)
+            .for_each(|entry| prune_item(*inner, entry)),
         Shape::Quantity => {
             let text = match &*value {
                 Value::String(text) => text.clone(),
@@ -92,6 +89,28 @@ pub(super) fn prune(shape: Shape, value: &mut Value) {
         Shape::Time => canonical_time(value, false),
         Shape::MicroTime => canonical_time(value, true),
         _ => {}
+    }
+}
+
+/// Brings a value of a list or map into its form. A null there is no absent value: Go reads it as the zero value, and clients
+/// that know the type cannot read it at all.
+fn prune_item(shape: Shape, item: &mut Value) {
+    if item.is_null() {
+        *item = zero(shape);
+    }
+    prune(shape, item);
+}
+
+fn zero(shape: Shape) -> Value {
+    match shape.unwrapped() {
+        Shape::Str | Shape::Bytes => "".into(),
+        Shape::Bool => false.into(),
+        Shape::I32 | Shape::I64 | Shape::F64 | Shape::IntOrString => 0.into(),
+        Shape::Quantity => "0".into(),
+        Shape::Duration => "0s".into(),
+        Shape::Struct(_) | Shape::Map(_) => Value::Object(Map::new()),
+        Shape::List(_) => Value::Array(Vec::new()),
+        Shape::Raw | Shape::Time | Shape::MicroTime | Shape::FieldsV1 | Shape::Wrapped(_) => Value::Null,
     }
 }
 
@@ -109,17 +128,14 @@ fn prune_struct(definition: &TypeDef, object: &mut Map<String, Value>) {
 fn is_omitted(field: &Field, value: &Value) -> bool {
     match value {
         Value::Null => true,
+        Value::String(text) if text.is_empty() && matches!(field.shape, Shape::Time | Shape::MicroTime) => {
+            true
+        }
         _ if field.zero_written || field.pointer => false,
         // An empty list of managed fields is an instruction, see `track_update`.
         Value::Array(items) => items.is_empty() && field.name != "managedFields",
         Value::Object(entries) => entries.is_empty() && matches!(field.shape, Shape::Map(_)),
-        Value::String(text) => {
-            text.is_empty()
-                && matches!(
-                    field.shape,
-                    Shape::Str | Shape::Bytes | Shape::Time | Shape::MicroTime
-                )
-        }
+        Value::String(text) => text.is_empty() && matches!(field.shape, Shape::Str | Shape::Bytes),
         Value::Number(number) => {
             number.as_f64() == Some(0.0) && matches!(field.shape, Shape::I32 | Shape::I64 | Shape::F64)
         }
@@ -348,6 +364,22 @@ mod tests {
             json!({"metadata": {"name": "x", "annotations": {"a": ""}, "deletionTimestamp": "2024-01-01T00:00:00Z"},
                 "spec": {"priority": 0, "enableServiceLinks": false, "volumes": [{"name": "v", "emptyDir": {}}],
                     "containers": [{"name": "c", "resources": {"limits": {"cpu": "1500m", "memory": "1Mi"}}}]}})
+        );
+    }
+
+    #[test]
+    fn a_null_among_others_is_what_go_reads_it_as() {
+        let schema = kind("", "v1", "Pod").expect("known");
+        let mut object = json!({"metadata": {"name": "x"}, "spec": {"containers": [null,
+            {"name": "c", "args": ["a", null], "env": [null], "resources": {"limits": {"cpu": null}}}]},
+            "status": {"conditions": [null]}});
+        schema.check_types(&object).expect("well typed");
+        schema.prune(&mut object);
+        assert_eq!(
+            object,
+            json!({"metadata": {"name": "x"}, "spec": {"containers": [{},
+                {"name": "c", "args": ["a", ""], "env": [{}], "resources": {"limits": {"cpu": "0"}}}]},
+                "status": {"conditions": [{}]}})
         );
     }
 

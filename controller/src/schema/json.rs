@@ -18,6 +18,9 @@ pub fn parse_with_duplicates(text: &[u8]) -> Result<(Value, Vec<String>), serde_
     Ok((value, found.duplicates))
 }
 
+/// So many are named; more make the message no clearer, and each is looked for among those before.
+const MOST_DUPLICATES: usize = 100;
+
 struct Found {
     path: String,
     duplicates: Vec<String>,
@@ -102,7 +105,10 @@ impl<'de> Visitor<'de> for Node<'_> {
                 found.path.push('.');
             }
             found.path.push_str(&key);
-            if object.contains_key(&key) && !found.duplicates.contains(&found.path) {
+            if object.contains_key(&key)
+                && found.duplicates.len() < MOST_DUPLICATES
+                && !found.duplicates.contains(&found.path)
+            {
                 found.duplicates.push(found.path.clone());
             }
             let value = entries.next_value_seed(Node(found))?;

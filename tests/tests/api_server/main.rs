@@ -5,6 +5,7 @@ mod custom;
 mod identity;
 mod kinds;
 mod kubectl;
+mod loopholes;
 mod machinery;
 mod objects;
 mod protection;

@@ -8,6 +8,7 @@ use crate::api::status::ApiError;
 use crate::api::{Call, objects};
 use crate::quantity::Quantity;
 use crate::quota::{Amounts, amounts, pod_resources};
+use crate::resources::Subresource;
 
 const RANGES: &str = "limitranges";
 /// Says what a pod was given.
@@ -16,7 +17,8 @@ const ANNOTATION: &str = "kubernetes.io/limit-ranger";
 /// The limits of the namespace, in the order of their ranges' names.
 fn limits(call: &Call) -> Vec<Value> {
     let store = &call.server.store;
-    if !call.path.subresource.is_empty() || store.count(RANGES) == 0 {
+    let below = call.resource.subresource(&call.path.subresource);
+    if !matches!(below, None | Some(Subresource::Resize)) || store.count(RANGES) == 0 {
         return Vec::new();
     }
     let ranges = store.list(RANGES, &format!("{}/", call.path.namespace)).items;

@@ -42,6 +42,14 @@ pub(in crate::auth) fn admits(
             }
             Ok(())
         }
+        ("persistentvolumeclaims", "status") => {
+            if told_by_node(old.unwrap_or(new)) == told_by_node(new) {
+                return Ok(());
+            }
+            Err(format!(
+                "node {node:?} is not allowed to update fields other than status.capacity and status.conditions"
+            ))
+        }
         ("nodes" | "csinodes", _) if name != node => {
             Err(format!("node {node:?} is not allowed to modify node {name:?}"))
         }
@@ -51,6 +59,34 @@ pub(in crate::auth) fn admits(
         }
         _ => Ok(()),
     }
+}
+
+/// A claim without what its node tells of it, and without what the server notes of any write.
+fn told_by_node(claim: &Value) -> Value {
+    let mut rest = claim.clone();
+    for (part, keys) in [
+        (
+            "status",
+            &[
+                "capacity",
+                "conditions",
+                "allocatedResources",
+                "allocatedResourceStatuses",
+            ][..],
+        ),
+        ("metadata", &["managedFields", "resourceVersion"][..]),
+    ] {
+        if let Some(fields) = rest.get_mut(part).and_then(Value::as_object_mut) {
+            fields.retain(|key, _| !keys.contains(&key.as_str()));
+        }
+    }
+    // A status of these alone is none.
+    if rest["status"].as_object().is_some_and(serde_json::Map::is_empty)
+        && let Some(fields) = rest.as_object_mut()
+    {
+        fields.remove("status");
+    }
+    rest
 }
 
 /// A node makes only the API's copies of pods that it runs on its own, and they need nothing of the API.
@@ -185,6 +221,24 @@ mod tests {
                 .unwrap_err()
                 .contains("reference secrets")
         );
+    }
+
+    #[test]
+    fn a_node_tells_how_large_a_claim_is_and_no_more() {
+        let claim =
+            json!({"metadata": {"name": "c", "finalizers": ["kubernetes.io/pvc-protection"]}, "spec": {}});
+        let request = request("patch", "persistentvolumeclaims", "status", "c");
+        let mut larger = claim.clone();
+        larger["status"] = json!({"capacity": {"storage": "2Gi"}});
+        assert_eq!(admits("n1", &request, &larger, Some(&claim)), Ok(()));
+        let mut unprotected = larger.clone();
+        unprotected["metadata"]["finalizers"] = json!([]);
+        let mut lost = larger.clone();
+        lost["status"]["phase"] = json!("Lost");
+        for bad in [unprotected, lost] {
+            let refused = admits("n1", &request, &bad, Some(&larger)).unwrap_err();
+            assert!(refused.contains("other than status.capacity"), "{refused}");
+        }
     }
 
     #[test]

@@ -29,14 +29,8 @@ pub(crate) fn qos_class(spec: &Value) -> &'static str {
     }
 }
 
-/// What of a pod's spec may change after its creation.
-const MUTABLE: &[&str] = &[
-    "activeDeadlineSeconds",
-    "terminationGracePeriodSeconds",
-    "tolerations",
-    "nodeName",
-    "schedulingGates",
-];
+/// What of a pod's spec may change after its creation, each in its way.
+const MUTABLE: &[&str] = &["activeDeadlineSeconds", "tolerations", "schedulingGates"];
 
 pub(super) fn validate(pod: &Value, old: Option<&Value>, problems: &mut Problems) {
     validation::pod_spec(&pod["spec"], "spec", problems);
@@ -59,14 +53,64 @@ pub(super) fn validate(pod: &Value, old: Option<&Value>, problems: &mut Problems
         }
         spec
     };
-    let (node, node_before) = (&pod["spec"]["nodeName"], &old["spec"]["nodeName"]);
-    let moved = node_before.as_str().is_some_and(|name| !name.is_empty()) && node != node_before;
-    if moved || fixed(pod) != fixed(old) {
+    if fixed(pod) != fixed(old) {
         problems.forbidden(
             "spec",
             "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,\
              `spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),\
              `spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)",
+        );
+    }
+    changes(&pod["spec"], &old["spec"], problems);
+}
+
+/// Checks how what may change has changed.
+fn changes(new: &Value, old: &Value, problems: &mut Problems) {
+    let field = "spec.activeDeadlineSeconds";
+    match (
+        &new["activeDeadlineSeconds"],
+        old["activeDeadlineSeconds"].as_i64(),
+    ) {
+        (given @ Value::Null, Some(_)) => {
+            problems.invalid(
+                field,
+                given,
+                "must not update from a positive integer to nil value",
+            );
+        }
+        (given, Some(before)) if given.as_i64() > Some(before) => {
+            problems.invalid(field, given, "must be less than or equal to previous value");
+        }
+        _ => {}
+    }
+    let list = |spec: &Value, key: &str| spec[key].as_array().cloned().unwrap_or_default();
+    let before = list(old, "schedulingGates");
+    for gate in list(new, "schedulingGates") {
+        if !before.contains(&gate) {
+            let name = gate["name"].as_str().unwrap_or_default();
+            problems.forbidden(
+                "spec.schedulingGates",
+                &format!("only deletion is allowed, but found new scheduling gate '{name}'"),
+            );
+        }
+    }
+    // How long one lasts may change.
+    let lasting = |mut toleration: Value| {
+        if toleration["effect"] == "NoExecute"
+            && let Some(fields) = toleration.as_object_mut()
+        {
+            fields.remove("tolerationSeconds");
+        }
+        toleration
+    };
+    let after: Vec<_> = list(new, "tolerations").into_iter().map(lasting).collect();
+    if list(old, "tolerations")
+        .into_iter()
+        .any(|old| !after.contains(&lasting(old)))
+    {
+        problems.forbidden(
+            "spec.tolerations",
+            "existing toleration can not be modified except its tolerationSeconds",
         );
     }
 }
