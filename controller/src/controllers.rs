@@ -34,15 +34,20 @@ pub mod service_account;
 pub(crate) mod service_cidr;
 pub mod share;
 pub mod stateful_set;
+pub(crate) mod subscribe;
 pub mod taint_eviction;
 pub(crate) mod token;
 pub mod ttl_after_finished;
 pub(crate) mod volumes;
 
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kube::Client;
+use kube::api::{Api, PostParams};
+use kube::{Client, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span};
 
@@ -112,6 +117,36 @@ pub(crate) fn is_not_found(error: &kube::Error) -> bool {
 /// Whether the server refused the write because of what others wrote.
 pub(crate) fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409)
+}
+
+/// Whether nothing can be created any more because the namespace is being emptied.
+pub(crate) fn is_terminating_namespace(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else {
+        return false;
+    };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes
+        .map(|cause| &cause.reason)
+        .any(|reason| reason == "NamespaceTerminating")
+}
+
+/// Writes the status of an object; `None` if it is gone, which is as good.
+pub(crate) async fn write_status<K>(api: &Api<K>, object: &K) -> Result<Option<K>, ControllerError>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
+{
+    let key = ObjectKey::of(object.meta());
+    match api
+        .replace_status(&key.name, &PostParams::default(), object)
+        .await
+    {
+        Ok(written) => Ok(Some(written)),
+        Err(error) if is_not_found(&error) => Ok(None),
+        Err(error) => {
+            let what = format!("{} {key}", K::kind(&()));
+            Err(ControllerError::api("update status of", what)(error))
+        }
+    }
 }
 
 /// What the server said, in its own words: for people who read events and conditions.

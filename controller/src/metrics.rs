@@ -85,12 +85,7 @@ impl Counter {
 
 impl Metric for Counter {
     fn write(&self, text: &mut String, name: &str, labels: &str) {
-        let _ = writeln!(
-            text,
-            "{name}{} {}",
-            braced(labels),
-            self.0.load(Ordering::Relaxed)
-        );
+        write_one(&self.0, text, name, labels);
     }
 }
 
@@ -107,13 +102,17 @@ impl Gauge {
 
 impl Metric for Gauge {
     fn write(&self, text: &mut String, name: &str, labels: &str) {
-        let _ = writeln!(
-            text,
-            "{name}{} {}",
-            braced(labels),
-            self.0.load(Ordering::Relaxed)
-        );
+        write_one(&self.0, text, name, labels);
     }
+}
+
+fn write_one(figure: &AtomicU64, text: &mut String, name: &str, labels: &str) {
+    let _ = writeln!(
+        text,
+        "{name}{} {}",
+        braced(labels),
+        figure.load(Ordering::Relaxed)
+    );
 }
 
 /// Durations, by how long they were.

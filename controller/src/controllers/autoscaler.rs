@@ -18,13 +18,12 @@ use k8s_openapi::api::autoscaling::v2::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
-use kube::api::PostParams;
 
 use self::behavior::{Bounds, History, normalize};
 use self::evaluate::{Evaluation, Failure};
 use super::events::Kind;
 use super::scale::{Scales, Target};
-use super::{Context, ControllerError, Outcome, chain, is_not_found, spawn_workers};
+use super::{Context, ControllerError, Outcome, chain, spawn_workers, write_status};
 use crate::informer::ObjectKey;
 use crate::queue::{Backoff, Queue};
 
@@ -327,20 +326,8 @@ impl Autoscaler {
         }
         let mut changed = autoscaler.clone();
         changed.status = Some(status);
-        // Nobody else writes the status, and a changed spec is looked at again.
-        changed.metadata.resource_version = None;
         let api: Api<HorizontalPodAutoscaler> = Api::namespaced(self.context.client.clone(), &key.namespace);
-        match api
-            .replace_status(&key.name, &PostParams::default(), &changed)
-            .await
-        {
-            Ok(_) => Ok(()),
-            Err(error) if is_not_found(&error) => Ok(()),
-            Err(error) => Err(ControllerError::api(
-                "update status of",
-                format!("autoscaler {key}"),
-            )(error)),
-        }
+        write_status(&api, &changed).await.map(drop)
     }
 }
 

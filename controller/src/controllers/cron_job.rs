@@ -17,8 +17,10 @@ use tracing::debug;
 use super::claim::controller_reference;
 use super::events::Kind;
 use super::job::decide::{condition, finished_at};
-use super::pod_control::is_terminating_namespace;
-use super::{Context, ControllerError, Outcome, is_conflict, is_not_found, said, spawn_workers};
+use super::{
+    Context, ControllerError, Outcome, is_conflict, is_not_found, is_terminating_namespace, said,
+    spawn_workers, subscribe, write_status,
+};
 use crate::cron::Schedule;
 use crate::informer::{ObjectKey, controller_of};
 use crate::queue::{Backoff, Queue};
@@ -29,21 +31,8 @@ const SCHEDULED_AT: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
 
 pub(crate) fn start(context: &Arc<Context>) {
     let queue = Queue::new(Backoff::default());
-    let keys = queue.clone();
-    context.cron_jobs.subscribe(move |change| {
-        if let Some(cron) = change.latest() {
-            keys.add(ObjectKey::of(&cron.metadata));
-        }
-    });
-    let keys = queue.clone();
-    context.jobs.subscribe(move |change| {
-        for job in [change.old, change.new].into_iter().flatten() {
-            if let Some(owner) = controller_of(&job.metadata).filter(|owner| owner.kind == KIND) {
-                let namespace = job.metadata.namespace.as_deref().unwrap_or_default();
-                keys.add(ObjectKey::new(namespace, &owner.name));
-            }
-        }
-    });
+    subscribe::to_objects(&queue, &context.cron_jobs);
+    subscribe::to_owners(&queue, &context.jobs, KIND);
     let waited = context.clone();
     let ready = async move {
         waited.cron_jobs.wait_synced().await;
@@ -107,15 +96,7 @@ impl Pass<'_> {
                 status: Some(self.status.clone()),
                 ..self.cron.clone()
             };
-            let what = || format!("cron job {}", self.key);
-            match api
-                .replace_status(&self.key.name, &PostParams::default(), &object)
-                .await
-            {
-                Ok(_) => {}
-                Err(error) if is_not_found(&error) => {}
-                Err(error) => return Err(ControllerError::api("update status of", what())(error)),
-            }
+            write_status(api, &object).await?;
         }
         self.clean_up().await?;
         ran

@@ -14,7 +14,6 @@ use tokio::time::Instant;
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetStatus};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::PostParams;
 use kube::{Api, ResourceExt};
 use tracing::debug;
 
@@ -26,8 +25,8 @@ use super::expectations::Expectations;
 use super::history::{HASH_LABEL, Subject};
 use super::pod::PodView;
 use super::pod_control::{PodControl, observe, pod_of};
-use super::{Context, ControllerError, Outcome, is_not_found, spawn_workers};
-use crate::informer::{Change, ObjectKey, controller_of};
+use super::{Context, ControllerError, Outcome, spawn_workers, subscribe, write_status};
+use crate::informer::{Change, ObjectKey};
 use crate::queue::{Backoff, Queue};
 
 const KIND: &str = "DaemonSet";
@@ -57,12 +56,8 @@ pub(crate) fn start(context: &Arc<Context>) {
         expectations: Expectations::default(),
         failures: Failures::default(),
     });
-    let keys = queue.clone();
-    context.daemon_sets.subscribe(move |change| {
-        if let Some(set) = change.latest() {
-            keys.add(ObjectKey::of(&set.metadata));
-        }
-    });
+    subscribe::to_objects(&queue, &context.daemon_sets);
+    subscribe::to_owners(&queue, &context.revisions, KIND);
     let (keys, told) = (queue.clone(), sets.clone());
     context
         .pods
@@ -73,18 +68,6 @@ pub(crate) fn start(context: &Arc<Context>) {
             for set in all.all() {
                 keys.add(ObjectKey::of(&set.metadata));
             }
-        }
-    });
-    let keys = queue.clone();
-    context.revisions.subscribe(move |change| {
-        let meta = change.latest().map(|revision| &revision.metadata);
-        if let Some(meta) = meta
-            && let Some(owner) = controller_of(meta).filter(|owner| owner.kind == KIND)
-        {
-            keys.add(ObjectKey::new(
-                meta.namespace.as_deref().unwrap_or_default(),
-                &owner.name,
-            ));
         }
     });
     let waited = context.clone();
@@ -232,7 +215,16 @@ impl DaemonSets {
             collision_count: Some(history.collisions).filter(|count| *count > 0),
             conditions: known.conditions.clone(),
         };
-        let written = write_status(&api, &set, fresh).await;
+        let written = match &set.status {
+            Some(known) if *known == fresh => Ok(None),
+            _ => {
+                let object = DaemonSet {
+                    status: Some(fresh),
+                    ..DaemonSet::clone(&set)
+                };
+                write_status(&api, &object).await
+            }
+        };
         acted?;
         written?;
         if min_ready > 0 && counts.ready != counts.available {
@@ -333,29 +325,6 @@ fn by_node(pods: &[Arc<PodView>]) -> BTreeMap<String, Vec<Arc<PodView>>> {
         }
     }
     out
-}
-
-async fn write_status(
-    api: &Api<DaemonSet>,
-    set: &DaemonSet,
-    fresh: DaemonSetStatus,
-) -> Result<(), ControllerError> {
-    if set.status.as_ref() == Some(&fresh) {
-        return Ok(());
-    }
-    let name = set.name_any();
-    let object = DaemonSet {
-        status: Some(fresh),
-        ..set.clone()
-    };
-    match api.replace_status(&name, &PostParams::default(), &object).await {
-        Ok(_) => Ok(()),
-        Err(error) if is_not_found(&error) => Ok(()),
-        Err(error) => Err(ControllerError::api(
-            "update status of",
-            format!("daemon set {name}"),
-        )(error)),
-    }
 }
 
 /// How often pods failed on each node, and when last.

@@ -20,9 +20,12 @@ use self::revision::{DESIRED, MAX};
 use self::rollout::Rollout;
 use super::claim::{claims, settle};
 use super::events::Kind;
+use super::subscribe::{self, owner_key};
 use super::{Context, ControllerError, Outcome, spawn_workers};
-use crate::informer::{ObjectKey, controller_of};
+use crate::informer::ObjectKey;
 use crate::queue::{Backoff, Queue};
+
+const KIND: &str = "Deployment";
 
 /// Pods asked for.
 pub(crate) fn replicas(deployment: &Deployment) -> i32 {
@@ -73,23 +76,11 @@ fn view(set: &ReplicaSet) -> SetView {
 
 pub(crate) fn start(context: &Arc<Context>) {
     let queue = Queue::new(Backoff::default());
-    let keys = queue.clone();
-    context.deployments.subscribe(move |change| {
-        if let Some(deployment) = change.latest() {
-            keys.add(ObjectKey::of(&deployment.metadata));
-        }
-    });
-    let owner_of = |set: &ReplicaSet| {
-        let owner = controller_of(&set.metadata).filter(|owner| owner.kind == "Deployment")?;
-        Some(ObjectKey::new(
-            set.metadata.namespace.as_deref().unwrap_or_default(),
-            &owner.name,
-        ))
-    };
+    subscribe::to_objects(&queue, &context.deployments);
     let (keys, deployments) = (queue.clone(), context.deployments.clone());
     context.replica_sets.subscribe(move |change| {
         for set in [change.old, change.new].into_iter().flatten() {
-            if let Some(key) = owner_of(set) {
+            if let Some(key) = owner_key(&**set, KIND) {
                 keys.add(key);
                 continue;
             }
@@ -113,11 +104,8 @@ pub(crate) fn start(context: &Arc<Context>) {
         else {
             return;
         };
-        let Some(owner) = controller_of(&pod.metadata).filter(|owner| owner.kind == "ReplicaSet") else {
-            return;
-        };
-        let set = sets.get(&ObjectKey::new(pod.namespace(), &owner.name));
-        if let Some(key) = set.and_then(|set| owner_of(&set))
+        let set = owner_key(&**pod, "ReplicaSet").and_then(|set| sets.get(&set));
+        if let Some(key) = set.and_then(|set| owner_key(&*set, KIND))
             && deployments
                 .get(&key)
                 .is_some_and(|deployment| is_recreate(&deployment))

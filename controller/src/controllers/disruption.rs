@@ -10,13 +10,12 @@ use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatu
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
-use kube::api::PostParams;
 
 use self::decide::{Basis, awaited, basis, desired_healthy, failed, healthy, status};
 use super::events::Kind;
 use super::pod::PodView;
 use super::scale::{Scales, Target};
-use super::{Context, ControllerError, Outcome, chain, is_not_found, spawn_workers};
+use super::{Context, ControllerError, Outcome, chain, spawn_workers, write_status};
 use crate::informer::{Change, ObjectKey, controller_of};
 use crate::queue::{Backoff, Queue};
 use crate::selector::LabelSelector;
@@ -231,16 +230,6 @@ impl Disruption {
             ..budget.clone()
         };
         let api: Api<PodDisruptionBudget> = Api::namespaced(self.context.client.clone(), &key.namespace);
-        match api
-            .replace_status(&key.name, &PostParams::default(), &changed)
-            .await
-        {
-            Ok(_) => Ok(()),
-            Err(error) if is_not_found(&error) => Ok(()),
-            Err(error) => {
-                let what = format!("disruption budget {key}");
-                Err(ControllerError::api("update status of", what)(error))
-            }
-        }
+        write_status(&api, &changed).await.map(drop)
     }
 }

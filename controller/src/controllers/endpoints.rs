@@ -24,7 +24,7 @@ use tracing::debug;
 
 use self::plan::Plan;
 use super::pod::PodView;
-use super::{Context, ControllerError, is_not_found};
+use super::{Context, ControllerError, is_not_found, subscribe};
 use crate::informer::{IndexKey, ObjectKey};
 use crate::queue::Queue;
 
@@ -74,12 +74,7 @@ fn matches(selector: &BTreeMap<String, String>, labels: Option<&BTreeMap<String,
 
 /// Puts Services into a queue when they, or pods of theirs, change.
 fn follow_services_and_pods(context: &Arc<Context>, queue: &Queue<ObjectKey>) {
-    let keys = queue.clone();
-    context.services.subscribe(move |change| {
-        if let Some(service) = change.latest() {
-            keys.add(ObjectKey::of(&service.metadata));
-        }
-    });
+    subscribe::to_objects(queue, &context.services);
     let (keys, services) = (queue.clone(), context.services.clone());
     context.pods.subscribe(move |change| {
         if let (Some(old), Some(new)) = (change.old, change.new)

@@ -20,8 +20,8 @@ use k8s_openapi::api::batch::v1::{Job, JobStatus};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams, PostParams};
-use kube::{Api, ResourceExt};
+use kube::Api;
+use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
 use self::decide::{SUSPENDED, Tally, Verdict};
@@ -32,7 +32,7 @@ use super::events::Kind;
 use super::expectations::Expectations;
 use super::pod::{Phase, PodView};
 use super::pod_control::{PodControl, observe};
-use super::{Context, ControllerError, Outcome, is_not_found, spawn_workers};
+use super::{Context, ControllerError, Outcome, is_not_found, spawn_workers, subscribe, write_status};
 use crate::informer::{Change, ObjectKey};
 use crate::queue::{Backoff, Queue};
 
@@ -66,12 +66,7 @@ pub(crate) fn start(context: &Arc<Context>) {
         expectations: Expectations::default(),
         memory: Mutex::default(),
     });
-    let keys = queue.clone();
-    context.jobs.subscribe(move |change| {
-        if let Some(job) = change.latest() {
-            keys.add(ObjectKey::of(&job.metadata));
-        }
-    });
+    subscribe::to_objects(&queue, &context.jobs);
     let (keys, told) = (queue.clone(), jobs.clone());
     context
         .pods
@@ -419,21 +414,11 @@ impl Pass<'_> {
         if job.status.as_ref() == Some(&status) {
             return Ok(job);
         }
-        let name = job.name_any();
         let object = Job {
             status: Some(status),
             ..job
         };
-        match self
-            .api
-            .replace_status(&name, &PostParams::default(), &object)
-            .await
-        {
-            Ok(written) => Ok(written),
-            Err(error) if is_not_found(&error) => Ok(object),
-            Err(error) => Err(ControllerError::api("update status of", format!("job {name}"))(
-                error,
-            )),
-        }
+        let written = write_status(&self.api, &object).await?;
+        Ok(written.unwrap_or(object))
     }
 }

@@ -11,7 +11,7 @@ use kube::api::{DeleteParams, ListParams, PostParams};
 use tracing::{debug, info};
 
 use super::discovery::{AnyKind, all_kinds};
-use super::{Context, ControllerError, Outcome, is_not_found, spawn_workers};
+use super::{Context, ControllerError, Outcome, is_not_found, spawn_workers, write_status};
 use crate::informer::ObjectKey;
 use crate::queue::{Backoff, Queue};
 
@@ -261,18 +261,7 @@ async fn write_conditions(
         return Ok(());
     }
     status.conditions = Some(fresh);
-    let name = namespace.metadata.name.clone().unwrap_or_default();
-    match api
-        .replace_status(&name, &PostParams::default(), &namespace)
-        .await
-    {
-        Ok(_) => Ok(()),
-        Err(error) if is_not_found(&error) => Ok(()),
-        Err(error) => Err(ControllerError::api(
-            "update status of",
-            format!("namespace {name}"),
-        )(error)),
-    }
+    write_status(api, &namespace).await.map(drop)
 }
 
 #[cfg(test)]

@@ -14,8 +14,9 @@ use tracing::debug;
 use super::events::Kind;
 use super::expectations::Expectations;
 use super::pod::PodView;
-use super::{Context, ControllerError, is_not_found, said};
-use crate::informer::{Change, ObjectKey, controller_of};
+use super::subscribe::owner_key;
+use super::{Context, ControllerError, is_not_found, is_terminating_namespace, said};
+use crate::informer::{Change, ObjectKey};
 
 /// The hand of one controller object on its pods. Who counts pods announces to [`Expectations`] what it is about to do.
 pub(crate) struct PodControl<'a, K> {
@@ -193,17 +194,6 @@ pub(crate) async fn disrupt(
         Err(error) if is_not_found(&error) => Ok(()),
         Err(error) => Err(ControllerError::api("mark", format!("pod {}", pod.name()))(error)),
     }
-}
-
-/// Whether nothing can be created any more because the namespace is being emptied.
-pub(crate) fn is_terminating_namespace(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 403 && status.message.contains("being terminated"))
-}
-
-/// The controller of a pod, if it is of this kind.
-pub(crate) fn owner_key(pod: &PodView, kind: &str) -> Option<ObjectKey> {
-    let owner = controller_of(&pod.metadata).filter(|owner| owner.kind == kind)?;
-    Some(ObjectKey::new(pod.namespace(), &owner.name))
 }
 
 /// Notes which expectations of owners of this kind a change fulfils; returns the owner before and after.

@@ -13,7 +13,6 @@ use tokio::time::Instant;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
-use kube::api::PostParams;
 
 use self::decide::{Plan, ReplicaStatus, plan, status};
 use self::kinds::Replicated;
@@ -21,7 +20,7 @@ use super::claim::{claims, controller_reference, settle, suitors};
 use super::expectations::Expectations;
 use super::pod::PodView;
 use super::pod_control::{PodControl, observe, pod_of};
-use super::{Context, ControllerError, Outcome, is_not_found, spawn_workers};
+use super::{Context, ControllerError, Outcome, spawn_workers, subscribe, write_status};
 use crate::informer::{Change, ObjectKey, Store, controller_of};
 use crate::queue::{Backoff, Queue};
 
@@ -47,12 +46,7 @@ fn start_kind<K: Replicated>(context: &Arc<Context>, owners: &Arc<Store<K>>) {
         owners: owners.clone(),
         expectations: Expectations::default(),
     });
-    let keys = queue.clone();
-    owners.subscribe(move |change| {
-        if let Some(owner) = change.latest() {
-            keys.add(ObjectKey::of(owner.metadata()));
-        }
-    });
+    subscribe::to_objects(&queue, owners);
     let (keys, told) = (queue.clone(), replication.clone());
     context
         .pods
@@ -132,7 +126,7 @@ impl<K: Replicated> Replication<K> {
             None
         };
         let fresh = status(&*owner, &pods, failure, now);
-        let written = self.write_status(&owner, &owners_api, &fresh).await;
+        let written = self.report(&owner, &owners_api, &fresh).await;
         acted?;
         written?;
         let settling = fresh.ready > fresh.available && owner.min_ready_seconds() > 0;
@@ -204,7 +198,7 @@ impl<K: Replicated> Replication<K> {
         control.create(count, |_| pod.clone()).await
     }
 
-    async fn write_status(
+    async fn report(
         &self,
         owner: &Arc<K>,
         api: &Api<K>,
@@ -215,11 +209,6 @@ impl<K: Replicated> Replication<K> {
         }
         let mut object = K::clone(owner);
         object.set_status(fresh);
-        let name = owner.metadata().name.clone().unwrap_or_default();
-        match api.replace_status(&name, &PostParams::default(), &object).await {
-            Ok(_) => Ok(()),
-            Err(error) if is_not_found(&error) => Ok(()),
-            Err(error) => Err(ControllerError::api("update status of", name)(error)),
-        }
+        write_status(api, &object).await.map(drop)
     }
 }

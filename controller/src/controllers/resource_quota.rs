@@ -11,12 +11,12 @@ use k8s_openapi::api::core::v1::ResourceQuota;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
-use kube::api::{DynamicObject, ListParams, PostParams};
+use kube::api::{DynamicObject, ListParams};
 use kube::core::ApiResource;
 use serde_json::{Value, json};
 
 use super::discovery::{AnyKind, all_kinds};
-use super::{Context, ControllerError, Outcome, is_not_found, spawn_workers};
+use super::{Context, ControllerError, Outcome, is_not_found, spawn_workers, write_status};
 use crate::informer::ObjectKey;
 use crate::quantity::Quantity;
 use crate::queue::{Backoff, Queue};
@@ -125,16 +125,7 @@ async fn reconcile(context: &Context, key: &ObjectKey) -> Outcome {
     }
     status.hard = Some(hard);
     status.used = Some(used);
-    match api
-        .replace_status(&key.name, &PostParams::default(), &quota)
-        .await
-    {
-        Ok(_) => Ok(Some(RECOUNT)),
-        Err(error) if is_not_found(&error) => Ok(None),
-        Err(error) => Err(ControllerError::api("update status of", format!("quota {key}"))(
-            error,
-        )),
-    }
+    Ok(write_status(&api, &quota).await?.map(|_| RECOUNT))
 }
 
 /// The kinds that have to be counted for these names.

@@ -9,8 +9,9 @@ use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use super::context::ROOT_CA_CONFIG_MAP;
-use super::pod_control::is_terminating_namespace;
-use super::{Context, ControllerError, Outcome, is_conflict, is_not_found, spawn_workers};
+use super::{
+    Context, ControllerError, Outcome, is_conflict, is_not_found, is_terminating_namespace, spawn_workers,
+};
 use crate::informer::{Cached, Change, ObjectKey};
 use crate::queue::{Backoff, Queue};
 

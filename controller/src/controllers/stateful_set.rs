@@ -24,43 +24,26 @@ use super::claim::{claims, settle, strict, suitors};
 use super::events::Kind;
 use super::history::{HASH_LABEL, History, Subject, template_of};
 use super::pod::PodView;
-use super::pod_control::{delete_pod, is_terminating_namespace, owner_key};
-use super::{Context, ControllerError, Outcome, is_conflict, is_not_found, said, spawn_workers};
-use crate::informer::{ObjectKey, controller_of};
+use super::pod_control::delete_pod;
+use super::{
+    Context, ControllerError, Outcome, is_conflict, is_not_found, is_terminating_namespace, said,
+    spawn_workers, subscribe, write_status,
+};
+use crate::informer::ObjectKey;
 use crate::queue::{Backoff, Queue};
 
 const KIND: &str = "StatefulSet";
 
 pub(crate) fn start(context: &Arc<Context>) {
     let queue = Queue::new(Backoff::default());
-    let keys = queue.clone();
-    context.stateful_sets.subscribe(move |change| {
-        if let Some(set) = change.latest() {
-            keys.add(ObjectKey::of(&set.metadata));
-        }
-    });
+    subscribe::to_objects(&queue, &context.stateful_sets);
+    subscribe::to_owners(&queue, &context.pods, KIND);
+    subscribe::to_owners(&queue, &context.revisions, KIND);
     let (keys, sets) = (queue.clone(), context.stateful_sets.clone());
     context.pods.subscribe(move |change| {
-        for pod in [change.old, change.new].into_iter().flatten() {
-            if let Some(key) = owner_key(pod, KIND) {
-                keys.add(key);
-            }
-        }
         let selector = |set: &StatefulSet| strict(set.spec.as_ref()?.selector.clone()).ok();
         for key in suitors(&sets, change, selector) {
             keys.add(key);
-        }
-    });
-    let keys = queue.clone();
-    context.revisions.subscribe(move |change| {
-        let meta = change.latest().map(|revision| &revision.metadata);
-        if let Some(meta) = meta
-            && let Some(owner) = controller_of(meta).filter(|owner| owner.kind == KIND)
-        {
-            keys.add(ObjectKey::new(
-                meta.namespace.as_deref().unwrap_or_default(),
-                &owner.name,
-            ));
         }
     });
     // A set may wait until the claim of a former pod is gone.
@@ -159,7 +142,7 @@ async fn reconcile(context: &Context, key: &ObjectKey) -> Outcome {
         hand.act(&situation, &pods).await
     };
     let counts = situation.counts();
-    let written = write_status(&api, &set, &history, &current.name_any(), counts).await;
+    let written = report(&api, &set, &history, &current.name_any(), counts).await;
     acted?;
     written?;
     if !deleting {
@@ -390,7 +373,7 @@ impl Hand<'_> {
     }
 }
 
-async fn write_status(
+async fn report(
     api: &Api<StatefulSet>,
     set: &StatefulSet,
     history: &History,
@@ -417,17 +400,9 @@ async fn write_status(
     if set.status.as_ref() == Some(&fresh) {
         return Ok(());
     }
-    let name = set.name_any();
     let object = StatefulSet {
         status: Some(fresh),
         ..set.clone()
     };
-    match api.replace_status(&name, &PostParams::default(), &object).await {
-        Ok(_) => Ok(()),
-        Err(error) if is_not_found(&error) => Ok(()),
-        Err(error) => Err(ControllerError::api(
-            "update status of",
-            format!("stateful set {name}"),
-        )(error)),
-    }
+    write_status(api, &object).await.map(drop)
 }

@@ -14,8 +14,7 @@ use super::rollout::Rollout;
 use super::{decide, is_recreate, limits, status, template};
 use crate::controllers::claim::controller_reference;
 use crate::controllers::events::Kind;
-use crate::controllers::pod_control::is_terminating_namespace;
-use crate::controllers::{ControllerError, is_conflict, said};
+use crate::controllers::{ControllerError, is_conflict, is_terminating_namespace, said};
 use crate::informer::controller_of;
 
 impl Rollout<'_> {

@@ -4,11 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet};
-use kube::api::PostParams;
 
 use super::rollout::Rollout;
 use super::{limits, status};
-use crate::controllers::{ControllerError, Outcome, is_not_found};
+use crate::controllers::{ControllerError, Outcome, write_status};
 
 impl Rollout<'_> {
     /// Notes that the rollout was paused or resumed, so that a pause does not count against the deadline.
@@ -100,20 +99,9 @@ impl Rollout<'_> {
         }
         let mut object = Deployment::clone(&self.deployment);
         object.status = Some(fresh);
-        match self
-            .api
-            .replace_status(&self.key.name, &PostParams::default(), &object)
-            .await
-        {
-            Ok(written) => {
-                self.deployment = Arc::new(written);
-                Ok(())
-            }
-            Err(error) if is_not_found(&error) => Ok(()),
-            Err(error) => Err(ControllerError::api(
-                "update status of",
-                format!("deployment {}", self.key),
-            )(error)),
+        if let Some(written) = write_status(&self.api, &object).await? {
+            self.deployment = Arc::new(written);
         }
+        Ok(())
     }
 }

@@ -42,6 +42,56 @@ pub trait Replicated:
 
 const REPLICA_FAILURE: &str = "ReplicaFailure";
 
+/// How a status is read and written: the two kinds have types of their own with the same fields.
+macro_rules! status_as {
+    ($condition:ident) => {
+        fn status(&self) -> ReplicaStatus {
+            let Some(status) = &self.status else {
+                return ReplicaStatus::default();
+            };
+            ReplicaStatus {
+                replicas: status.replicas,
+                fully_labeled: status.fully_labeled_replicas.unwrap_or(0),
+                ready: status.ready_replicas.unwrap_or(0),
+                available: status.available_replicas.unwrap_or(0),
+                observed_generation: status.observed_generation.unwrap_or(0),
+                failure: status
+                    .conditions
+                    .iter()
+                    .flatten()
+                    .find(|c| c.type_ == REPLICA_FAILURE)
+                    .map(|c| Failure {
+                        reason: c.reason.clone().unwrap_or_default(),
+                        message: c.message.clone().unwrap_or_default(),
+                        since: c.last_transition_time.as_ref().map(|time| time.0),
+                    }),
+            }
+        }
+
+        fn set_status(&mut self, fresh: &ReplicaStatus) {
+            let status = self.status.get_or_insert_default();
+            status.replicas = fresh.replicas;
+            status.fully_labeled_replicas = Some(fresh.fully_labeled);
+            status.ready_replicas = Some(fresh.ready);
+            status.available_replicas = Some(fresh.available);
+            status.observed_generation = Some(fresh.observed_generation);
+            status
+                .conditions
+                .get_or_insert_default()
+                .retain(|c| c.type_ != REPLICA_FAILURE);
+            if let Some(failure) = &fresh.failure {
+                status.conditions.get_or_insert_default().push($condition {
+                    type_: REPLICA_FAILURE.into(),
+                    status: "True".into(),
+                    reason: Some(failure.reason.clone()),
+                    message: Some(failure.message.clone()),
+                    last_transition_time: failure.since.map(Time),
+                });
+            }
+        }
+    };
+}
+
 impl Replicated for ReplicaSet {
     const CONTROLLER: &'static str = "replicaset";
 
@@ -65,53 +115,7 @@ impl Replicated for ReplicaSet {
             .unwrap_or(0)
     }
 
-    fn status(&self) -> ReplicaStatus {
-        let Some(status) = &self.status else {
-            return ReplicaStatus::default();
-        };
-        ReplicaStatus {
-            replicas: status.replicas,
-            fully_labeled: status.fully_labeled_replicas.unwrap_or(0),
-            ready: status.ready_replicas.unwrap_or(0),
-            available: status.available_replicas.unwrap_or(0),
-            observed_generation: status.observed_generation.unwrap_or(0),
-            failure: status
-                .conditions
-                .iter()
-                .flatten()
-                .find(|c| c.type_ == REPLICA_FAILURE)
-                .map(|c| Failure {
-                    reason: c.reason.clone().unwrap_or_default(),
-                    message: c.message.clone().unwrap_or_default(),
-                    since: c.last_transition_time.as_ref().map(|time| time.0),
-                }),
-        }
-    }
-
-    fn set_status(&mut self, fresh: &ReplicaStatus) {
-        let status = self.status.get_or_insert_default();
-        status.replicas = fresh.replicas;
-        status.fully_labeled_replicas = Some(fresh.fully_labeled);
-        status.ready_replicas = Some(fresh.ready);
-        status.available_replicas = Some(fresh.available);
-        status.observed_generation = Some(fresh.observed_generation);
-        status
-            .conditions
-            .get_or_insert_default()
-            .retain(|c| c.type_ != REPLICA_FAILURE);
-        if let Some(failure) = &fresh.failure {
-            status
-                .conditions
-                .get_or_insert_default()
-                .push(ReplicaSetCondition {
-                    type_: REPLICA_FAILURE.into(),
-                    status: "True".into(),
-                    reason: Some(failure.reason.clone()),
-                    message: Some(failure.message.clone()),
-                    last_transition_time: failure.since.map(Time),
-                });
-        }
-    }
+    status_as!(ReplicaSetCondition);
 }
 
 impl Replicated for ReplicationController {
@@ -148,51 +152,5 @@ impl Replicated for ReplicationController {
             .unwrap_or(0)
     }
 
-    fn status(&self) -> ReplicaStatus {
-        let Some(status) = &self.status else {
-            return ReplicaStatus::default();
-        };
-        ReplicaStatus {
-            replicas: status.replicas,
-            fully_labeled: status.fully_labeled_replicas.unwrap_or(0),
-            ready: status.ready_replicas.unwrap_or(0),
-            available: status.available_replicas.unwrap_or(0),
-            observed_generation: status.observed_generation.unwrap_or(0),
-            failure: status
-                .conditions
-                .iter()
-                .flatten()
-                .find(|c| c.type_ == REPLICA_FAILURE)
-                .map(|c| Failure {
-                    reason: c.reason.clone().unwrap_or_default(),
-                    message: c.message.clone().unwrap_or_default(),
-                    since: c.last_transition_time.as_ref().map(|time| time.0),
-                }),
-        }
-    }
-
-    fn set_status(&mut self, fresh: &ReplicaStatus) {
-        let status = self.status.get_or_insert_default();
-        status.replicas = fresh.replicas;
-        status.fully_labeled_replicas = Some(fresh.fully_labeled);
-        status.ready_replicas = Some(fresh.ready);
-        status.available_replicas = Some(fresh.available);
-        status.observed_generation = Some(fresh.observed_generation);
-        status
-            .conditions
-            .get_or_insert_default()
-            .retain(|c| c.type_ != REPLICA_FAILURE);
-        if let Some(failure) = &fresh.failure {
-            status
-                .conditions
-                .get_or_insert_default()
-                .push(ReplicationControllerCondition {
-                    type_: REPLICA_FAILURE.into(),
-                    status: "True".into(),
-                    reason: Some(failure.reason.clone()),
-                    message: Some(failure.message.clone()),
-                    last_transition_time: failure.since.map(Time),
-                });
-        }
-    }
+    status_as!(ReplicationControllerCondition);
 }
