@@ -7,6 +7,7 @@ mod authentication;
 mod autoscaling;
 mod batch;
 mod certificates;
+mod column;
 mod coordination;
 mod core;
 mod discovery;
@@ -19,6 +20,7 @@ mod printing;
 mod rbac;
 mod scheduling;
 mod storage;
+mod subresource;
 mod validation;
 
 use std::borrow::Cow;
@@ -33,64 +35,14 @@ use crate::schema::{self, KindSchema};
 use crate::store::{Meta, Object};
 
 pub(crate) use autoscaling::SCALE;
+pub use column::Column;
+pub(crate) use column::{NAME, PLAIN_COLUMNS, boolean, number, text, wide};
 pub(crate) use core::qos_class;
 pub(crate) use printing::since as cell_of_time;
 pub(crate) use scheduling::SYSTEM_PRIORITY_CLASSES;
+pub use subresource::Subresource;
 pub use validation::{Problem, Problems, Reason};
 pub(crate) use validation::{immutable, label_problem, subdomain_problem};
-
-/// A printed column of a resource's table.
-#[derive(Clone, Copy, Debug)]
-pub struct Column {
-    /// The heading.
-    pub name: &'static str,
-    /// `string`, `integer` or `date`.
-    pub kind: &'static str,
-    /// `name` for the column that names the object.
-    pub format: &'static str,
-    /// 0: always shown. 1: shown by wide output.
-    pub priority: u8,
-}
-
-/// A column of text that is always shown.
-pub(crate) const fn text(name: &'static str) -> Column {
-    Column {
-        name,
-        kind: "string",
-        format: "",
-        priority: 0,
-    }
-}
-
-/// A column of text for wide output.
-pub(crate) const fn wide(name: &'static str) -> Column {
-    Column {
-        priority: 1,
-        ..text(name)
-    }
-}
-
-/// A column of numbers that is always shown.
-pub(crate) const fn number(name: &'static str) -> Column {
-    Column {
-        kind: "integer",
-        ..text(name)
-    }
-}
-
-/// A column of yes and no that is always shown.
-pub(crate) const fn boolean(name: &'static str) -> Column {
-    Column {
-        kind: "boolean",
-        ..text(name)
-    }
-}
-
-/// The column that names the object.
-pub(crate) const NAME: Column = Column {
-    format: "name",
-    ..text("Name")
-};
 
 /// A field that selectors may ask about.
 #[derive(Clone, Copy, Debug)]
@@ -117,101 +69,6 @@ pub(crate) const fn flag(name: &'static str) -> Field {
     Field {
         default: "false",
         ..field(name)
-    }
-}
-
-/// What can be reached below an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Subresource {
-    /// The status, written apart from the rest.
-    Status,
-    /// The number of replicas, as `autoscaling/v1` Scale.
-    Scale,
-    /// Puts a pod on a node.
-    Binding,
-    /// Deletes a pod unless a disruption budget forbids it.
-    Eviction,
-    /// Ends the deletion of a namespace.
-    Finalize,
-    /// Approves or denies a certificate signing request.
-    Approval,
-    /// A container's output; needs the node's agent.
-    Log,
-    /// Runs a command in a container; needs the node's agent.
-    Exec,
-    /// Joins a container's streams; needs the node's agent.
-    Attach,
-    /// Carries connections to a pod; needs the node's agent.
-    PortForward,
-    /// A token for a service account.
-    Token,
-    /// Carries requests to what runs there; needs the node's agent.
-    Proxy,
-    /// Containers that are added to a pod to look into it.
-    EphemeralContainers,
-    /// What a pod's containers may use.
-    Resize,
-}
-
-impl Subresource {
-    /// The last part of its path.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Status => "status",
-            Self::Scale => "scale",
-            Self::Binding => "binding",
-            Self::Eviction => "eviction",
-            Self::Finalize => "finalize",
-            Self::Approval => "approval",
-            Self::Log => "log",
-            Self::Exec => "exec",
-            Self::Attach => "attach",
-            Self::PortForward => "portforward",
-            Self::Token => "token",
-            Self::Proxy => "proxy",
-            Self::EphemeralContainers => "ephemeralcontainers",
-            Self::Resize => "resize",
-        }
-    }
-
-    /// The verbs it serves.
-    pub fn verbs(self) -> &'static [&'static str] {
-        match self {
-            Self::Status | Self::Scale | Self::Approval | Self::EphemeralContainers | Self::Resize => {
-                &["get", "patch", "update"]
-            }
-            Self::Proxy => &["create", "delete", "get", "patch", "update"],
-            Self::Binding | Self::Eviction | Self::Token => &["create"],
-            Self::Finalize => &["update"],
-            Self::Log => &["get"],
-            Self::Exec | Self::Attach | Self::PortForward => &["create", "get"],
-        }
-    }
-
-    /// Group, version and kind of its body where they are not the parent's.
-    pub fn foreign_kind(self) -> Option<(&'static str, &'static str, &'static str)> {
-        match self {
-            Self::Scale => Some(("autoscaling", "v1", "Scale")),
-            Self::Eviction => Some(("policy", "v1", "Eviction")),
-            Self::Token => Some(("authentication.k8s.io", "v1", "TokenRequest")),
-            _ => None,
-        }
-    }
-
-    /// The kind of its body where it belongs to the parent's group.
-    pub fn own_kind(self, parent: &str) -> Option<&'static str> {
-        match self {
-            Self::Proxy => Some(match parent {
-                "Node" => "NodeProxyOptions",
-                "Service" => "ServiceProxyOptions",
-                _ => "PodProxyOptions",
-            }),
-            Self::Binding => Some("Binding"),
-            Self::Exec => Some("PodExecOptions"),
-            Self::Attach => Some("PodAttachOptions"),
-            Self::PortForward => Some("PodPortForwardOptions"),
-            _ => None,
-        }
     }
 }
 
@@ -392,15 +249,6 @@ const STORED: &[&str] = &[
 ];
 /// Verbs of a question.
 const ASKED: &[&str] = &["create"];
-
-/// The columns of a kind without a printer.
-pub(crate) const PLAIN_COLUMNS: &[Column] = &[
-    NAME,
-    Column {
-        kind: "date",
-        ..text("Created At")
-    },
-];
 
 /// A row to build upon: namespaced, stored, printed by name and creation time.
 pub(crate) const fn row(

@@ -1,253 +1,32 @@
 //! Volumes of a pod: what each is on the node, and where containers find it. What is not offered is an error that says so.
 
+mod claims;
+mod error;
+mod references;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Component, Path, PathBuf},
 };
 
-use k8s_openapi::api::core::v1::{Container, KeyToPath, PersistentVolume, Pod, Volume};
+use k8s_openapi::api::core::v1::{Container, KeyToPath, Pod, Volume};
 
+use self::claims::{claim_of, claimed, remember};
+pub use self::{
+    claims::{Claimed, claims},
+    error::VolumeError,
+    references::{Referred, referred_by_variables, referred_by_volumes},
+};
 use super::{environment::Sources, oci::Bind, projected};
-use crate::local_path;
 
 /// The mode of files whose volume does not say.
 const DEFAULT_FILE_MODE: i32 = 0o644;
 
-/// Why a container does not get its volumes.
-#[derive(Debug, thiserror::Error)]
-pub enum VolumeError {
-    /// A kind of volume that this runtime does not have.
-    #[error(
-        "volume {0}: this runtime offers emptyDir, hostPath, configMap, secret, downwardAPI, projected and \
-         persistentVolumeClaim volumes only"
-    )]
-    NotOffered(String),
-    /// A memory-backed directory.
-    #[error("volume {0}: this runtime does not offer emptyDir with medium Memory")]
-    Memory(String),
-    /// A way of mounting that this runtime does not have.
-    #[error("mount {path}: this runtime does not offer {what}")]
-    MountOption {
-        /// Where it would be.
-        path: String,
-        /// What is not offered.
-        what: &'static str,
-    },
-    /// A mount of a volume that the pod does not have.
-    #[error("mount {path}: the pod has no volume {name}")]
-    Unknown {
-        /// Where it would be.
-        path: String,
-        /// The volume.
-        name: String,
-    },
-    /// An object that a volume is made of is not there.
-    #[error("volume {volume}: {what} {name} does not exist")]
-    NoObject {
-        /// The volume.
-        volume: String,
-        /// `config map` or `secret`.
-        what: &'static str,
-        /// Its name.
-        name: String,
-    },
-    /// A claim has no volume yet.
-    #[error("volume {volume}: persistentvolumeclaim {claim:?} is not bound")]
-    Unbound {
-        /// The volume.
-        volume: String,
-        /// The claim.
-        claim: String,
-    },
-    /// A claim's volume is of a kind that this runtime does not have.
-    #[error(
-        "volume {volume}: this runtime offers persistent volumes of type local and hostPath; {persistent} is another"
-    )]
-    Persistent {
-        /// The volume.
-        volume: String,
-        /// The persistent volume.
-        persistent: String,
-    },
-    /// A key that a volume asks for is not there.
-    #[error("volume {volume}: {what} {name} has no key {key:?}")]
-    NoKey {
-        /// The volume.
-        volume: String,
-        /// `config map` or `secret`.
-        what: &'static str,
-        /// Its name.
-        name: String,
-        /// The key.
-        key: String,
-    },
-    /// A field of the pod that cannot be a file.
-    #[error("volume {volume}: field {field:?} is not offered by this runtime")]
-    Field {
-        /// The volume.
-        volume: String,
-        /// The field.
-        field: String,
-    },
-    /// A path that leads out of its volume.
-    #[error("volume {volume}: {path:?} leads out of it")]
-    Escape {
-        /// The volume.
-        volume: String,
-        /// The path.
-        path: String,
-    },
-    /// The node's path is not what the volume says it is.
-    #[error("volume {volume}: {path:?} on the node is not {wanted}")]
-    HostPath {
-        /// The volume.
-        volume: String,
-        /// The path.
-        path: PathBuf,
-        /// What it should be.
-        wanted: String,
-    },
-    /// Files could not be made.
-    #[error("volume {volume}: making {path:?}")]
-    Make {
-        /// The volume.
-        volume: String,
-        /// What was made.
-        path: PathBuf,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// The names of objects that a pod refers to.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Referred {
-    /// Config maps.
-    pub config_maps: BTreeSet<String>,
-    /// Secrets.
-    pub secrets: BTreeSet<String>,
-}
-
-/// What a pod's volumes are made of.
-pub fn referred_by_volumes(pod: &Pod) -> Referred {
-    let mut referred = Referred::default();
-    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    for volume in volumes {
-        let projected = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
-        for source in projected {
-            let map = source.config_map.iter().map(|map| map.name.clone());
-            referred.config_maps.extend(map);
-            let secret = source.secret.iter().map(|secret| secret.name.clone());
-            referred.secrets.extend(secret);
-        }
-        let map = volume.config_map.iter().map(|source| source.name.clone());
-        referred.config_maps.extend(map);
-        let secret = volume.secret.iter();
-        let secret = secret.filter_map(|source| source.secret_name.clone());
-        referred.secrets.extend(secret);
-    }
-    referred
-}
-
-/// What the variables of a pod's containers come from.
-pub fn referred_by_variables(pod: &Pod) -> Referred {
-    let mut referred = Referred::default();
-    let Some(spec) = &pod.spec else {
-        return referred;
-    };
-    let containers = spec.containers.iter();
-    for container in containers.chain(spec.init_containers.iter().flatten()) {
-        for from in container.env_from.iter().flatten() {
-            let map = from.config_map_ref.iter().map(|r| r.name.clone());
-            referred.config_maps.extend(map);
-            let secret = from.secret_ref.iter().map(|r| r.name.clone());
-            referred.secrets.extend(secret);
-        }
-        let sources = container.env.iter().flatten();
-        for source in sources.filter_map(|variable| variable.value_from.as_ref()) {
-            let map = source.config_map_key_ref.iter().map(|r| r.name.clone());
-            referred.config_maps.extend(map);
-            let secret = source.secret_key_ref.iter().map(|r| r.name.clone());
-            referred.secrets.extend(secret);
-        }
-    }
-    referred
-}
-
 /// Where a volume of a pod is, under the pod's directory.
 pub(super) fn directory_of(dir: &Path, volume: &str) -> PathBuf {
     dir.join("volumes").join(volume)
-}
-
-/// The names of the claims behind a pod's volumes.
-pub fn claims(pod: &Pod) -> Vec<String> {
-    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    volumes.filter_map(|volume| claim_of(pod, volume)).collect()
-}
-
-/// The claim behind a volume; one that is made for the pod alone has a name made of the pod's.
-fn claim_of(pod: &Pod, volume: &Volume) -> Option<String> {
-    let named = volume.persistent_volume_claim.as_ref();
-    named.map(|claim| claim.claim_name.clone()).or_else(|| {
-        let pod = pod.metadata.name.as_deref().unwrap_or_default();
-        volume
-            .ephemeral
-            .as_ref()
-            .map(|_| format!("{pod}-{}", volume.name))
-    })
-}
-
-/// What a claim comes to on this node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Claimed {
-    /// There is no such claim.
-    Absent,
-    /// It has no volume yet.
-    Unbound,
-    /// A directory of the node.
-    Directory {
-        /// Where it is.
-        path: PathBuf,
-        /// Whether it is made here when it is first used.
-        made_here: bool,
-    },
-    /// Any path of the node, with what it must be.
-    HostPath {
-        /// Where it is.
-        path: PathBuf,
-        /// What it is.
-        kind: String,
-    },
-    /// This persistent volume is of another kind.
-    NotOffered(String),
-}
-
-impl Claimed {
-    /// What a bound volume is; `made_in` is where this node makes directories for volumes.
-    pub fn by(volume: &PersistentVolume, made_in: &Path) -> Self {
-        let name = volume.metadata.name.clone().unwrap_or_default();
-        let annotations = volume.metadata.annotations.as_ref();
-        let provisioned = annotations.and_then(|all| all.get("pv.kubernetes.io/provisioned-by"));
-        let Some(spec) = &volume.spec else {
-            return Self::NotOffered(name);
-        };
-        if let Some(local) = &spec.local {
-            let path = PathBuf::from(&local.path);
-            let ours = provisioned.is_some_and(|by| by == local_path::PROVISIONER);
-            let made_here = ours && path == made_in.join(&name);
-            return Self::Directory { path, made_here };
-        }
-        match &spec.host_path {
-            Some(host) => Self::HostPath {
-                path: PathBuf::from(&host.path),
-                kind: host.type_.clone().unwrap_or_default(),
-            },
-            None => Self::NotOffered(name),
-        }
-    }
 }
 
 /// Makes the volumes that a container mounts, and says where it finds them.
@@ -415,53 +194,6 @@ impl Content<'_> {
     }
 }
 
-/// Where a claim's volume is on the node.
-fn claimed(pod: &Pod, volume: &str, claim: String, sources: &Sources) -> Result<PathBuf, VolumeError> {
-    let volume_name = || volume.to_owned();
-    match sources.claims.get(&claim).unwrap_or(&Claimed::Absent) {
-        Claimed::Absent => Err(VolumeError::NoObject {
-            volume: volume_name(),
-            what: "persistentvolumeclaim",
-            name: claim,
-        }),
-        Claimed::Unbound => Err(VolumeError::Unbound {
-            volume: volume_name(),
-            claim,
-        }),
-        Claimed::NotOffered(persistent) => Err(VolumeError::Persistent {
-            volume: volume_name(),
-            persistent: persistent.clone(),
-        }),
-        Claimed::Directory { path, made_here } => {
-            if *made_here {
-                directory(volume, path, 0o777)?;
-            }
-            host_path(volume, path, "Directory")?;
-            give_to_group(pod, volume, path)?;
-            Ok(path.clone())
-        }
-        Claimed::HostPath { path, kind } => {
-            host_path(volume, path, kind)?;
-            Ok(path.clone())
-        }
-    }
-}
-
-/// Notes in the pod's directory where a volume is.
-fn remember(volume: &str, own: &Path, path: &Path) -> Result<(), VolumeError> {
-    if fs::read_link(own).is_ok_and(|known| known == path) {
-        return Ok(());
-    }
-    if let Some(parent) = own.parent() {
-        directory(volume, parent, 0o755)?;
-    }
-    match fs::remove_file(own) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(make_error(volume, own, error)),
-        Ok(()) | Err(_) => {}
-    }
-    std::os::unix::fs::symlink(path, own).map_err(|source| make_error(volume, own, source))
-}
-
 /// Gives a directory to the group that the pod's volumes belong to.
 fn give_to_group(pod: &Pod, volume: &str, path: &Path) -> Result<(), VolumeError> {
     let context = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
@@ -564,7 +296,10 @@ fn host_path(volume: &str, path: &Path, kind: &str) -> Result<(), VolumeError> {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::PersistentVolume;
+
     use super::*;
+    use crate::local_path;
 
     fn prepared(
         dir: &Path,

@@ -2,14 +2,16 @@
 //!
 //! All of a pod's state is here or can be asked of its shim. No two workers ever serve one UID.
 
+mod ending;
+mod observe;
+mod references;
+mod report;
+
 use std::{collections::HashSet, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
-use kube::{
-    Api, Client,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
-};
+use kube::Client;
 use oci_spec::runtime::Capability;
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -18,25 +20,22 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::{
+    ending::{DEFAULT_GRACE_SECONDS, end_container},
+    observe::mark_lost,
+};
 use super::{
     PodsConfig,
-    environment::Sources,
     events::{Events, Kind},
     probes::{ProbeResult, Probers},
-    projected::{self, TokenKeeper},
+    projected::TokenKeeper,
     sandbox::{self, Sandbox, SandboxError, chain},
-    state::{Decision, Ended, Finished, Plan, Record, Records, Stage, container_of, decide},
-    status::{self, Facts},
-    volumes::{self, Claimed},
+    state::{Decision, Finished, Plan, Record, Records, Stage, container_of, decide},
 };
 use crate::{
     endpoint::Endpoints,
     image::Store,
-    local_path,
-    shim::{
-        ShimClient,
-        protocol::{ContainerState, Phase, ShimStatus},
-    },
+    shim::{ShimClient, protocol::ShimStatus},
 };
 
 /// The shortest and the longest wait after a step that failed for reasons outside the pod.
@@ -45,8 +44,6 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 const SHIM_POLL: Duration = Duration::from_mins(1);
 /// How long the API may take.
 const API_DEADLINE: Duration = Duration::from_secs(15);
-/// The grace of a pod whose spec has none.
-const DEFAULT_GRACE_SECONDS: i64 = 30;
 
 /// What all workers share.
 pub(super) struct Context {
@@ -90,6 +87,8 @@ pub(super) struct Worker {
     retry: Duration,
     /// When containers of a pod that is being deleted are killed.
     kill_at: Option<Timestamp>,
+    /// Whether they were asked to end before that.
+    asked: bool,
     killed: bool,
     deleted: bool,
 }
@@ -164,6 +163,7 @@ impl Worker {
             taken_up_at: Timestamp::now(),
             retry: RETRY.0,
             kill_at: None,
+            asked: false,
             killed: false,
             deleted: false,
         }
@@ -244,29 +244,6 @@ impl Worker {
         let context = &self.context;
         if let Err(error) = sandbox::remove(&context.config, &context.endpoints, &record, &self.dir).await {
             tracing::warn!(pod = %record.name, error = %chain(&error), "clearing what is left of a pod");
-        }
-    }
-
-    /// Readiness is as it was until a probe says otherwise: a restart of the agent is no news about the pod.
-    fn restore_readiness(&mut self, desired: &Desired, told: &PodStatus) {
-        let Desired::Present(pod) = desired else { return };
-        let told: Vec<_> = told
-            .container_statuses
-            .iter()
-            .chain(&told.init_container_statuses)
-            .flatten()
-            .collect();
-        for (name, record) in &mut self.records {
-            if !matches!(record.stage, Stage::Running(_)) {
-                continue;
-            }
-            let container = pod.spec.as_ref().and_then(|spec| container_of(spec, name));
-            let told = told.iter().find(|status| status.name == *name);
-            record.started = container.is_none_or(|c| c.startup_probe.is_none())
-                || told.is_some_and(|status| status.started == Some(true));
-            record.ready = record.started
-                && (container.is_none_or(|c| c.readiness_probe.is_none())
-                    || told.is_some_and(|status| status.ready));
         }
     }
 
@@ -354,90 +331,6 @@ impl Worker {
         }
         self.remove_sandbox().await?;
         Ok(Next::Wait(None))
-    }
-
-    /// Ends the containers of a pod that is being deleted, and tells the API when all of it is gone.
-    async fn terminate(&mut self, pod: &Arc<Pod>) -> Result<Next, StepError> {
-        self.probers.stop();
-        let now = Timestamp::now();
-        let grace = pod
-            .metadata
-            .deletion_grace_period_seconds
-            .or(pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds))
-            .unwrap_or(DEFAULT_GRACE_SECONDS)
-            .max(0);
-        let until = now
-            .checked_add(jiff::SignedDuration::from_secs(grace))
-            .unwrap_or(Timestamp::MAX);
-        let first = self.kill_at.is_none();
-        let kill_at = self.kill_at.map_or(until, |at| at.min(until));
-        self.kill_at = Some(kill_at);
-
-        let running: Vec<(String, String)> = self
-            .records
-            .iter()
-            .filter(|(_, record)| matches!(record.stage, Stage::Running(_) | Stage::Created))
-            .map(|(name, record)| (name.clone(), record.id.clone()))
-            .collect();
-        if let Some(sandbox) = self.sandbox.clone()
-            && !running.is_empty()
-        {
-            let kill_now = kill_at <= now;
-            if first {
-                for (name, id) in &running {
-                    let text = format!("Stopping container {name}");
-                    self.context
-                        .events
-                        .tell(pod, Some(name), Kind::Normal, "Killing", text);
-                    if !kill_now {
-                        sandbox.shim.kill(id, self.stop_signal(pod, name)).await?;
-                    }
-                }
-            }
-            if kill_now && !self.killed {
-                for (_, id) in &running {
-                    sandbox.shim.kill(id, libc::SIGKILL).await?;
-                }
-                self.killed = true;
-            }
-            self.report(pod).await?;
-            return Ok(Next::Wait((!kill_now).then_some(kill_at)));
-        }
-        if self.deleted {
-            return Ok(Next::Wait(None));
-        }
-        let begun = self.records.values().any(|r| r.stage != Stage::Never);
-        if begun && self.finished.is_none() {
-            let failed = self.records.values().any(|record| match &record.stage {
-                Stage::Ended(ended) => ended.exit_code != 0,
-                Stage::Never | Stage::Created | Stage::Running(_) => false,
-            });
-            self.finished = Some(if failed {
-                Finished::Failed
-            } else {
-                Finished::Succeeded
-            });
-        }
-        self.report(pod).await?;
-        self.remove_sandbox().await?;
-        sandbox::remove_logs(&self.context.config, &self.uid)?;
-        self.delete_from_api(pod).await?;
-        self.deleted = true;
-        Ok(Next::Wait(None))
-    }
-
-    /// The signal that asks a container to end: its image's, else SIGTERM.
-    fn stop_signal(&self, pod: &Pod, name: &str) -> i32 {
-        let image = pod
-            .spec
-            .as_ref()
-            .and_then(|spec| container_of(spec, name))
-            .and_then(|container| container.image.as_deref())
-            .and_then(|image| crate::image::Reference::parse(image).ok())
-            .and_then(|reference| self.context.store.image(&reference).ok().flatten());
-        image
-            .and_then(|image| parse_signal(&image.run.stop_signal))
-            .unwrap_or(libc::SIGTERM)
     }
 
     async fn make_sandbox(&mut self, pod: &Arc<Pod>) -> Result<(), StepError> {
@@ -529,55 +422,6 @@ impl Worker {
         Ok(())
     }
 
-    /// Brings the records up to what the shim says.
-    pub(super) fn observe(&mut self, status: &ShimStatus) {
-        let mut attempts: Vec<_> = status
-            .containers
-            .iter()
-            .filter_map(|(id, container)| {
-                let attempt: u32 = container.labels.get("attempt")?.parse().ok()?;
-                Some((attempt, id, container))
-            })
-            .collect();
-        attempts.sort_by_key(|(attempt, ..)| *attempt);
-        for (attempt, id, container) in attempts {
-            let Some(name) = container.labels.get("name") else {
-                continue;
-            };
-            let record = self.records.entry(name.clone()).or_default();
-            let known = record.stage != Stage::Never;
-            if known && attempt < record.attempt {
-                if let Phase::Exited { .. } = container.phase {
-                    record.last = ended(container);
-                }
-                continue;
-            }
-            if known && attempt > record.attempt {
-                record.last = match &record.stage {
-                    Stage::Ended(ended) => Some(ended.clone()),
-                    Stage::Never | Stage::Created | Stage::Running(_) => None,
-                };
-            }
-            let label = |key: &str| container.labels.get(key).cloned().unwrap_or_default();
-            record.attempt = attempt;
-            record.id.clone_from(id);
-            record.image_id = label("image-id");
-            record.streak = label("streak").parse().unwrap_or(0);
-            record.stage = match &container.phase {
-                Phase::Created => Stage::Created,
-                Phase::Running { started_at } => Stage::Running(*started_at),
-                Phase::Exited { .. } => match ended(container) {
-                    Some(ended) => Stage::Ended(ended),
-                    None => Stage::Never,
-                },
-            };
-            if matches!(record.stage, Stage::Ended(_)) {
-                record.ready = false;
-                record.started = false;
-            }
-        }
-    }
-
     fn take_probe_result(&mut self, desired: &Desired, result: &ProbeResult) {
         let Desired::Present(pod) = desired else { return };
         let kill = self
@@ -593,272 +437,12 @@ impl Worker {
             end_container(sandbox.shim.clone(), id, signal, grace);
         }
     }
-
-    /// The objects that the pod refers to. Volumes that are made already do without the API if it does not answer.
-    pub(super) async fn sources(&self, pod: &Pod) -> Result<Sources, StepError> {
-        let mut sources = Sources::default();
-        self.read(pod, volumes::referred_by_variables(pod), &mut sources)
-            .await?;
-        let volumes = async {
-            self.read(pod, volumes::referred_by_volumes(pod), &mut sources)
-                .await?;
-            for token in projected::tokens(pod) {
-                let text = match projected::kept(&self.dir, &token) {
-                    Some(text) => text,
-                    None => in_time(projected::fetch(&self.context.client, pod, &token))
-                        .await?
-                        .map_err(StepError::Token)?,
-                };
-                sources.tokens.insert((token.volume, token.path), text);
-            }
-            let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-            for name in volumes::claims(pod) {
-                let claimed = self.claimed(namespace, &name).await?;
-                sources.claims.insert(name, claimed);
-            }
-            Ok::<(), StepError>(())
-        };
-        match volumes.await {
-            Err(error) if error.is_silence() && self.dir.join("volumes").is_dir() => {
-                tracing::warn!(pod = %self.uid, error = %chain(&error), "volumes stay as they are");
-                sources.unreachable = true;
-            }
-            outcome => outcome?,
-        }
-        Ok(sources)
-    }
-
-    /// Reads objects of the pod's namespace that are not read yet.
-    async fn read(
-        &self,
-        pod: &Pod,
-        referred: volumes::Referred,
-        sources: &mut Sources,
-    ) -> Result<(), StepError> {
-        use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-        let api: Api<ConfigMap> = Api::namespaced(self.context.client.clone(), namespace);
-        for name in referred.config_maps {
-            if sources.config_maps.contains_key(&name) {
-                continue;
-            }
-            let found = in_time(api.get_opt(&name)).await?.map_err(StepError::Refer)?;
-            let data = found.map(|map| {
-                let text = map.data.unwrap_or_default().into_iter();
-                let bytes = map.binary_data.unwrap_or_default().into_iter();
-                text.map(|(key, value)| (key, value.into_bytes()))
-                    .chain(bytes.map(|(key, value)| (key, value.0)))
-                    .collect()
-            });
-            sources.config_maps.insert(name, data);
-        }
-        let api: Api<Secret> = Api::namespaced(self.context.client.clone(), namespace);
-        for name in referred.secrets {
-            if sources.secrets.contains_key(&name) {
-                continue;
-            }
-            let found = in_time(api.get_opt(&name)).await?.map_err(StepError::Refer)?;
-            let data = found.map(|secret| {
-                let data = secret.data.unwrap_or_default().into_iter();
-                data.map(|(key, value)| (key, value.0)).collect()
-            });
-            sources.secrets.insert(name, data);
-        }
-        Ok(())
-    }
-
-    /// What a claim comes to.
-    async fn claimed(&self, namespace: &str, name: &str) -> Result<Claimed, StepError> {
-        use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
-
-        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.context.client.clone(), namespace);
-        let Some(claim) = in_time(claims.get_opt(name)).await?.map_err(StepError::Refer)? else {
-            return Ok(Claimed::Absent);
-        };
-        let phase = claim.status.and_then(|status| status.phase);
-        let volume = claim.spec.and_then(|spec| spec.volume_name).unwrap_or_default();
-        if phase.as_deref() != Some("Bound") || volume.is_empty() {
-            return Ok(Claimed::Unbound);
-        }
-        let volumes: Api<PersistentVolume> = Api::all(self.context.client.clone());
-        let found = in_time(volumes.get_opt(&volume))
-            .await?
-            .map_err(StepError::Refer)?;
-        let made_in = local_path::directory(&self.context.config.state_dir);
-        Ok(found.map_or(Claimed::Unbound, |volume| Claimed::by(&volume, &made_in)))
-    }
-
-    /// Tells the API the pod's status, if it is not what was told last.
-    pub(super) async fn report(&mut self, pod: &Arc<Pod>) -> Result<(), StepError> {
-        let mut base = Pod::clone(pod);
-        if let Some(told) = &self.patched {
-            // The API's copy may be older than what was told; conditions of others are only there.
-            let status = base.status.get_or_insert_default();
-            let ours: Vec<_> = told.conditions.iter().flatten().cloned().collect();
-            let others = status.conditions.take().unwrap_or_default();
-            let others = others
-                .into_iter()
-                .filter(|c| !ours.iter().any(|o| o.type_ == c.type_));
-            status.conditions = Some(ours.iter().cloned().chain(others).collect());
-            status.start_time.clone_from(&told.start_time);
-        }
-        let pod_ips = match &self.sandbox {
-            Some(sandbox) => sandbox.record.pod_ips.clone(),
-            None => self.told_ips(pod),
-        };
-        let status = status::compute(
-            &base,
-            &Facts {
-                records: &self.records,
-                finished: self.finished,
-                sandboxed: self.sandbox.is_some(),
-                pod_ips: &pod_ips,
-                node_ips: &self.context.node_ips,
-                started_at: self.taken_up_at,
-                back_off: &self.context.config.back_off,
-                now: Timestamp::now(),
-            },
-        );
-        // The control plane marks the pods of a silent node as not ready; it takes that back only by hearing otherwise.
-        let readiness = |status: Option<&PodStatus>| {
-            let conditions = status
-                .and_then(|status| status.conditions.as_deref())
-                .unwrap_or_default();
-            let ready = conditions.iter().find(|condition| condition.type_ == "Ready");
-            ready.map(|condition| condition.status.clone())
-        };
-        let contradicted = readiness(pod.status.as_ref()) != readiness(Some(&status));
-        if self.patched.as_ref() == Some(&status) && !contradicted {
-            return Ok(());
-        }
-        let (api, name) = self.api(pod);
-        let patch = serde_json::json!({ "metadata": { "uid": self.uid }, "status": status });
-        match in_time(api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch))).await? {
-            Ok(_) => {
-                self.patched = Some(status);
-                Ok(())
-            }
-            // Deleted: the watch tells.
-            Err(kube::Error::Api(error)) if error.code == 404 => Ok(()),
-            Err(error) => Err(StepError::Status(error)),
-        }
-    }
-
-    /// The addresses that a pod without a sandbox was said to have: a finished one keeps them in its status.
-    fn told_ips(&self, pod: &Pod) -> Vec<IpAddr> {
-        if self.finished.is_none() {
-            return Vec::new();
-        }
-        let ips = self
-            .patched
-            .as_ref()
-            .or(pod.status.as_ref())
-            .and_then(|status| status.pod_ips.clone())
-            .unwrap_or_default();
-        ips.iter().filter_map(|ip| ip.ip.parse().ok()).collect()
-    }
-
-    async fn delete_from_api(&self, pod: &Pod) -> Result<(), StepError> {
-        let (api, name) = self.api(pod);
-        let params = DeleteParams {
-            grace_period_seconds: Some(0),
-            preconditions: Some(Preconditions {
-                uid: Some(self.uid.clone()),
-                ..Preconditions::default()
-            }),
-            ..DeleteParams::default()
-        };
-        match in_time(api.delete(&name, &params)).await? {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(error)) if matches!(error.code, 404 | 409) => Ok(()),
-            Err(error) => Err(StepError::Delete(error)),
-        }
-    }
-
-    fn api(&self, pod: &Pod) -> (Api<Pod>, String) {
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-        let name = pod.metadata.name.clone().unwrap_or_default();
-        (Api::namespaced(self.context.client.clone(), namespace), name)
-    }
 }
 
 async fn in_time<T>(call: impl Future<Output = T>) -> Result<T, StepError> {
     tokio::time::timeout(API_DEADLINE, call)
         .await
         .map_err(|_| StepError::Late)
-}
-
-/// Ends one container: a signal, and SIGKILL when the grace is over.
-fn end_container(shim: ShimClient, id: String, signal: i32, grace_seconds: i64) {
-    tokio::spawn(async move {
-        let grace = Duration::from_secs(u64::try_from(grace_seconds).unwrap_or(0));
-        if let Err(error) = shim.kill(&id, signal).await {
-            tracing::debug!(%error, id, "ending a container");
-        }
-        sleep(grace).await;
-        // The id is this attempt's alone; one that ended is a success.
-        if let Err(error) = shim.kill(&id, libc::SIGKILL).await {
-            tracing::debug!(%error, id, "killing a container");
-        }
-    });
-}
-
-/// How a container ended, in Kubernetes' words.
-fn ended(container: &ContainerState) -> Option<Ended> {
-    let Phase::Exited {
-        started_at,
-        finished_at,
-        exit_code,
-        signal,
-        oom_killed,
-    } = container.phase
-    else {
-        return None;
-    };
-    let reason = match (oom_killed, exit_code) {
-        (true, _) => "OOMKilled",
-        (false, 0) => "Completed",
-        (false, _) => "Error",
-    };
-    Some(Ended {
-        started_at,
-        finished_at,
-        exit_code,
-        signal,
-        reason: reason.to_owned(),
-        message: None,
-    })
-}
-
-/// Marks a container as ended whose end nobody saw.
-fn mark_lost(container: &mut ContainerState) {
-    let started_at = match container.phase {
-        Phase::Exited { .. } => return,
-        Phase::Created => None,
-        Phase::Running { started_at } => Some(started_at),
-    };
-    container.phase = Phase::Exited {
-        started_at,
-        finished_at: Timestamp::now(),
-        exit_code: 128 + libc::SIGKILL,
-        signal: Some(libc::SIGKILL),
-        oom_killed: false,
-    };
-}
-
-fn parse_signal(text: &str) -> Option<i32> {
-    if let Ok(number) = text.parse::<i32>() {
-        return (1..=64).contains(&number).then_some(number);
-    }
-    let full = if text.starts_with("SIG") {
-        text.to_owned()
-    } else {
-        format!("SIG{text}")
-    };
-    full.parse::<nix::sys::signal::Signal>()
-        .ok()
-        .map(|signal| signal as i32)
 }
 
 /// The record of the next attempt of a container, given how the one before was.
