@@ -360,10 +360,9 @@ fn cni_error(error: &EndpointError) -> CniError {
         EndpointError::Differs { .. } => ErrorCode::CheckFailed,
         EndpointError::Ipam(_) | EndpointError::Stopping => ErrorCode::TryAgainLater,
         EndpointError::Ledger(_) | EndpointError::Checkpoint(_) => ErrorCode::Io,
-        EndpointError::Netns(_)
-        | EndpointError::Netlink(_)
-        | EndpointError::Dataplane(_)
-        | EndpointError::Broken(_) => ErrorCode::Internal,
+        EndpointError::Netns(_) | EndpointError::Netlink(_) | EndpointError::Dataplane(_) => {
+            ErrorCode::Internal
+        }
     };
     let mut error: &dyn std::error::Error = error;
     let text = error.to_string();

@@ -259,9 +259,6 @@ pub enum EndpointError {
     /// The programs' tables cannot be written.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
-    /// A worker broke down.
-    #[error("the work on attachment {0} broke down; the agent's log says how")]
-    Broken(AttachmentKey),
     /// The agent is stopping.
     #[error("the agent is stopping; try again")]
     Stopping,

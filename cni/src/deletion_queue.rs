@@ -7,20 +7,19 @@
 //!
 //! ```no_run
 //! # use std::time::{Duration, Instant};
-//! # use weft_cni::deletion_queue::{DeletionQueue, DrainReport};
+//! # use weft_cni::deletion_queue::DeletionQueue;
 //! let queue = DeletionQueue::new("/var/lib/weft/cni-queue");
 //! let locked = queue.lock(Instant::now() + Duration::from_secs(5))?;
-//! let report: DrainReport = locked.drain(|deletion| {
-//!     println!("detach {}", deletion.container_id);
-//!     Ok::<(), std::io::Error>(())
-//! })?;
+//! for deletion in &locked.entries()?.deletions {
+//!     println!("detach {}", deletion.request.container_id);
+//!     locked.remove(deletion)?;
+//! }
 //! // … listen …
 //! drop(locked);
 //! # Ok::<(), weft_cni::deletion_queue::QueueError>(())
 //! ```
 
 use std::{
-    fmt::Display,
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
@@ -29,7 +28,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::protocol::{Attachment, MAX_FRAME_BYTES, Request, Verb};
+use crate::protocol::{MAX_FRAME_BYTES, Request, Verb};
 
 /// Where the queue is unless told otherwise.
 pub const DEFAULT_QUEUE_DIR: &str = "/var/lib/weft/cni-queue";
@@ -106,19 +105,6 @@ pub struct Entries {
     /// Files that hold no deletion; they were removed.
     pub unreadable: Vec<PathBuf>,
     /// Whether deletions were dropped since the queue was full.
-    pub overflowed: bool,
-}
-
-/// What [`LockedQueue::drain`] did.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct DrainReport {
-    /// Deletions that were carried out and taken from the queue.
-    pub done: usize,
-    /// Deletions that failed and stay, each with the reason.
-    pub failed: Vec<(Attachment, String)>,
-    /// Files that held no deletion and were removed.
-    pub unreadable: usize,
-    /// Whether deletions were dropped since the queue was full; the mark is taken away.
     pub overflowed: bool,
 }
 
@@ -209,32 +195,6 @@ impl LockedQueue {
     /// Takes the mark of overflow away, once every attachment was looked at.
     pub fn clear_overflow(&self) -> Result<(), QueueError> {
         remove_if_there(&self.dir.join(OVERFLOW_FILE))
-    }
-
-    /// Carries out all that waits, oldest first. What fails stays for the next time.
-    pub fn drain<E: Display>(
-        &self,
-        mut detach: impl FnMut(&Request) -> Result<(), E>,
-    ) -> Result<DrainReport, QueueError> {
-        let entries = self.entries()?;
-        let mut report = DrainReport {
-            unreadable: entries.unreadable.len(),
-            overflowed: entries.overflowed,
-            ..DrainReport::default()
-        };
-        for deletion in &entries.deletions {
-            match detach(&deletion.request) {
-                Ok(()) => {
-                    self.remove(deletion)?;
-                    report.done += 1;
-                }
-                Err(error) => report
-                    .failed
-                    .push((deletion.request.attachment(), error.to_string())),
-            }
-        }
-        self.clear_overflow()?;
-        Ok(report)
     }
 
     /// The files of the queue: all but the lock, the mark, and writes that never ended, which are removed.
@@ -341,15 +301,16 @@ mod tests {
         Request::new(Verb::Del, container_id, ifname)
     }
 
-    fn drain_all(locked: &LockedQueue) -> (Vec<Request>, DrainReport) {
+    /// Takes all that waits from the queue, as an agent does that starts.
+    fn drain_all(locked: &LockedQueue) -> (Vec<Request>, Entries) {
+        let entries = locked.entries().unwrap();
         let mut seen = Vec::new();
-        let report = locked
-            .drain(|request| {
-                seen.push(request.clone());
-                Ok::<(), String>(())
-            })
-            .unwrap();
-        (seen, report)
+        for deletion in &entries.deletions {
+            seen.push(deletion.request.clone());
+            locked.remove(deletion).unwrap();
+        }
+        locked.clear_overflow().unwrap();
+        (seen, entries)
     }
 
     #[test]
@@ -364,38 +325,21 @@ mod tests {
         }
         drop(locked);
         let locked = queue.lock(soon()).unwrap();
-        let (seen, report) = drain_all(&locked);
-        assert_eq!(seen, requests);
-        assert_eq!(
-            report,
-            DrainReport {
-                done: 5,
-                ..DrainReport::default()
-            }
-        );
+        assert_eq!(drain_all(&locked).0, requests);
         assert_eq!(drain_all(&locked).0, vec![]);
     }
 
     #[test]
-    fn what_fails_stays() {
+    fn what_is_not_removed_stays() {
         let dir = tempfile::tempdir().unwrap();
         let locked = DeletionQueue::new(dir.path()).lock(soon()).unwrap();
         locked.push(&del("a", "eth0")).unwrap();
         locked.push(&del("b", "eth0")).unwrap();
-        let report = locked
-            .drain(|r| {
-                if r.container_id == "a" {
-                    Err("busy")
-                } else {
-                    Ok(())
-                }
-            })
-            .unwrap();
-        assert_eq!(report.done, 1);
-        assert_eq!(
-            report.failed,
-            vec![(del("a", "eth0").attachment(), "busy".to_owned())]
-        );
+        for deletion in locked.entries().unwrap().deletions {
+            if deletion.request.container_id == "b" {
+                locked.remove(&deletion).unwrap();
+            }
+        }
         assert_eq!(drain_all(&locked).0, vec![del("a", "eth0")]);
     }
 
@@ -426,9 +370,9 @@ mod tests {
         }
         assert_eq!(locked.push(&del("one-more", "eth0")).unwrap(), Pushed::Overflowed);
         assert_eq!(locked.push(&del("7", "eth0")).unwrap(), Pushed::Queued);
-        let (seen, report) = drain_all(&locked);
+        let (seen, entries) = drain_all(&locked);
         assert_eq!(seen.len(), MAX_QUEUED);
-        assert!(report.overflowed);
+        assert!(entries.overflowed);
         assert!(!drain_all(&locked).1.overflowed);
     }
 
@@ -444,8 +388,8 @@ mod tests {
         .unwrap();
         fs::write(dir.path().join("dead.tmp"), b"x").unwrap();
         fs::write(dir.path().join("README"), b"x").unwrap();
-        let (seen, report) = drain_all(&locked);
-        assert_eq!((seen.len(), report.unreadable), (0, 2));
+        let (seen, entries) = drain_all(&locked);
+        assert_eq!((seen.len(), entries.unreadable.len()), (0, 2));
         let mut left: Vec<_> = fs::read_dir(dir.path())
             .unwrap()
             .map(|e| e.unwrap().file_name().into_string().unwrap())

@@ -284,11 +284,6 @@ impl<V: Cached> Store<V> {
         self.len() == 0
     }
 
-    /// Whether the first list is complete.
-    pub fn is_synced(&self) -> bool {
-        *self.synced.borrow()
-    }
-
     /// Waits until the first list is complete.
     pub async fn wait_synced(&self) {
         let mut synced = self.synced.subscribe();

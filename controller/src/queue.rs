@@ -271,12 +271,6 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         self.with(|q| q.failures(key))
     }
 
-    /// Takes the next key that is due now.
-    #[must_use]
-    pub fn try_pop(&self) -> Option<K> {
-        self.with(|q| q.pop(Instant::now()))
-    }
-
     /// See [`WorkQueue::done`].
     pub fn done(&self, key: &K) {
         if self.with(|q| q.done(key)) {

@@ -254,17 +254,6 @@ impl LabelSelector {
         parser::parse(text).map(Self::new)
     }
 
-    /// A plain map of labels, all of which must be there (the selector of a Service or ReplicationController).
-    /// An empty map matches everything; callers decide whether that means "nothing" to them.
-    pub fn from_labels<'a>(labels: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
-        let requirement = |(key, value): (&str, &str)| Requirement {
-            key: key.to_owned(),
-            operator: Operator::Equals,
-            values: vec![value.to_owned()],
-        };
-        Self::new(labels.into_iter().map(requirement).collect())
-    }
-
     /// Reads the `LabelSelector` object of a spec: absent matches nothing, empty matches everything.
     pub fn from_object(selector: Option<&meta::LabelSelector>) -> Result<Self, SelectorError> {
         let Some(selector) = selector else {

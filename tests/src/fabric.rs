@@ -121,16 +121,6 @@ impl Fabric {
         Ok(port)
     }
 
-    /// Sets the MTU of the bridge's end of a port and of the machine's `eth0`.
-    ///
-    /// # Errors
-    /// If the kernel refuses.
-    pub fn set_mtu(&self, machine: &Machine, port: &Port, mtu: u32) -> Result<()> {
-        self.machine
-            .run(&format!("ip link set {} mtu {mtu}", port.name))?;
-        machine.run(&format!("ip link set eth0 mtu {mtu}")).map(drop)
-    }
-
     /// Takes a port down, as if its cable were pulled, or brings it back.
     ///
     /// # Errors

@@ -132,11 +132,6 @@ impl Node {
         self.agent.as_mut().context("the agent is not running")
     }
 
-    /// What the agent is started with.
-    pub fn options_mut(&mut self) -> &mut AgentOptions {
-        &mut self.options
-    }
-
     /// Starts the agent. It does not wait until the agent serves.
     ///
     /// # Errors

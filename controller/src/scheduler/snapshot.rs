@@ -110,12 +110,6 @@ impl Snapshot {
         self.placed.get(uid).map(|index| &self.nodes[*index])
     }
 
-    /// A pod as it is counted.
-    pub fn placed_pod(&self, uid: &str) -> Option<&Arc<PodInfo>> {
-        let pods = &self.placement(uid)?.pods;
-        pods.iter().map(|placed| &placed.pod).find(|pod| pod.uid() == uid)
-    }
-
     /// Brings the order of nodes up to date.
     pub(super) fn refresh_order(&mut self) {
         if !std::mem::take(&mut self.order_stale) {
