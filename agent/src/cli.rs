@@ -16,22 +16,57 @@ use crate::{
 #[command(name = "weft", version, propagate_version = true)]
 pub struct Cli {
     /// What to log: a level, or levels by module
-    #[arg(long, env = "WEFT_LOG", default_value = "info", global = true)]
+    #[arg(
+        long,
+        env = "WEFT_LOG",
+        default_value = "info",
+        global = true,
+        help_heading = "Logging"
+    )]
     pub log: String,
     /// The form of the log
-    #[arg(long, env = "WEFT_LOG_FORMAT", value_enum, default_value_t, global = true)]
+    #[arg(
+        long,
+        env = "WEFT_LOG_FORMAT",
+        value_enum,
+        default_value_t,
+        global = true,
+        help_heading = "Logging"
+    )]
     pub log_format: LogFormat,
     /// What to do
     #[command(subcommand)]
     pub command: Command,
 }
 
+const AGENT_EXAMPLES: &str = "\
+Examples:
+  Join a cluster, with what the controller logs and `weft token create` prints:
+    weft agent --server https://192.0.2.10:6443 --token <id>.<secret> --ca-hash sha256:<hash>
+  Serve an existing Kubernetes cluster, whose container runtime calls the CNI plugin:
+    weft agent --kubeconfig /etc/kubernetes/weft.kubeconfig --runtime none";
+const CONTROLLER_EXAMPLES: &str = "\
+Examples:
+  The only controller of a cluster, for nodes that reach it at 192.0.2.10:
+    weft controller --advertise-address 192.0.2.10
+  It logs the command that nodes join with, and writes admin.kubeconfig into its data directory:
+    KUBECONFIG=/var/lib/weft/controller/admin.kubeconfig kubectl get nodes
+  One of several, which share an etcd and the `pki` directory:
+    weft controller --advertise-address 192.0.2.10 --store etcd://192.0.2.21:2379";
+const INSTALL_EXAMPLES: &str = "\
+Examples:
+  A node:
+    weft install --server https://192.0.2.10:6443 --token <id>.<secret> --ca-hash sha256:<hash>
+  `weft uninstall` takes all of it away again.";
+
 /// What `weft` can do.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Run the node agent
+    #[command(after_help = AGENT_EXAMPLES)]
     Agent(Box<AgentArgs>),
     /// Run the control plane: API server, controllers, scheduler
+    #[command(after_help = CONTROLLER_EXAMPLES)]
     Controller(Box<weft_controller::Args>),
     /// Make and list the tokens that machines join with
     Token(weft_controller::token::Args),
@@ -42,6 +77,7 @@ pub enum Command {
     /// Load and list images
     Image(ImageArgs),
     /// Install the node software as services of this machine
+    #[command(after_help = INSTALL_EXAMPLES)]
     Install(Box<InstallArgs>),
     /// Remove all of Weft from this machine
     Uninstall(UninstallArgs),

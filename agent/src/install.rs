@@ -193,37 +193,91 @@ pub fn install(args: &InstallArgs) -> Result<Vec<String>, MachineError> {
 
 /// The flags with which the agent is to be started: those that were given to `install`.
 fn flags(agent: &AgentArgs) -> String {
-    let mut flags = Vec::new();
-    let mut flag = |name: &str, value: Option<String>| {
-        flags.extend(value.map(|value| format!(" --{name} {value}")));
-    };
-    let path = |path: &PathBuf| Some(path.display().to_string());
-    flag("server", agent.server.clone());
-    flag("token", agent.token.clone());
-    flag("ca-hash", agent.ca_hash.clone());
-    flag("ca-file", agent.ca_file.as_ref().and_then(path));
-    flag("kubeconfig", agent.kubeconfig.as_ref().and_then(path));
-    flag("node-name", agent.node_name.clone());
-    flag("underlay-interface", agent.underlay_interface.clone());
-    flag("state-dir", path(&agent.state_dir));
-    flag("run-dir", path(&agent.run_dir));
-    flag("bpffs-root", path(&agent.bpffs_root));
-    flag("overlay-interface", Some(agent.overlay_interface.clone()));
-    flag("vni", Some(agent.vni.to_string()));
-    flag("tunnel-port", Some(agent.tunnel_port.to_string()));
-    for ip in &agent.node_ip {
-        flag("node-ip", Some(ip.to_string()));
-    }
-    for label in &agent.node_labels {
-        flag("node-label", Some(label.clone()));
-    }
-    for cidr in &agent.cluster_cidr {
-        flag("cluster-cidr", Some(cidr.to_string()));
-    }
-    if agent.runtime == crate::config::Runtime::None {
-        flag("runtime", Some("none".to_owned()));
-    }
+    // Whole: a flag that is forgotten here is lost on the way to the agent.
+    let AgentArgs {
+        server,
+        token,
+        ca_hash,
+        ca_file,
+        kubeconfig,
+        node_name,
+        node_ip,
+        node_labels,
+        max_pods,
+        state_dir,
+        run_dir,
+        socket,
+        bpffs_root,
+        cgroup_root,
+        cni_queue_dir,
+        cni_conf_dir,
+        cni_bin_dir,
+        cni_version,
+        underlay_interface,
+        overlay_interface,
+        vni,
+        tunnel_port,
+        encap,
+        filter_block,
+        cluster_cidr,
+        runtime,
+        lease_interval_ms,
+        reconcile_interval_ms,
+        address_rest_seconds,
+    } = agent;
+    let path = |path: &PathBuf| path.display().to_string();
+    let given = [
+        ("server", server.clone()),
+        ("token", token.clone()),
+        ("ca-hash", ca_hash.clone()),
+        ("ca-file", ca_file.as_ref().map(path)),
+        ("kubeconfig", kubeconfig.as_ref().map(path)),
+        ("node-name", node_name.clone()),
+        ("max-pods", Some(max_pods.to_string())),
+        ("state-dir", Some(path(state_dir))),
+        ("run-dir", Some(path(run_dir))),
+        ("socket", socket.as_ref().map(path)),
+        ("bpffs-root", Some(path(bpffs_root))),
+        ("cgroup-root", Some(cgroup_root.clone())),
+        ("cni-queue-dir", cni_queue_dir.as_ref().map(path)),
+        ("cni-conf-dir", cni_conf_dir.as_ref().map(path)),
+        ("cni-bin-dir", cni_bin_dir.as_ref().map(path)),
+        ("cni-version", Some(cni_version.clone())),
+        ("underlay-interface", underlay_interface.clone()),
+        ("overlay-interface", Some(overlay_interface.clone())),
+        ("vni", Some(vni.to_string())),
+        ("tunnel-port", Some(tunnel_port.to_string())),
+        ("encap", name_of(*encap)),
+        ("filter-block", Some(filter_block.to_string())),
+        ("runtime", name_of(*runtime)),
+        ("lease-interval-ms", Some(lease_interval_ms.to_string())),
+        ("reconcile-interval-ms", Some(reconcile_interval_ms.to_string())),
+        ("address-rest-seconds", Some(address_rest_seconds.to_string())),
+    ];
+    let once = given.into_iter().filter_map(|(flag, value)| Some((flag, value?)));
+    let several = (node_ip.iter().map(|ip| ("node-ip", ip.to_string())))
+        .chain(node_labels.iter().map(|label| ("node-label", label.clone())))
+        .chain(cluster_cidr.iter().map(|cidr| ("cluster-cidr", cidr.to_string())));
+    let flags = once.chain(several);
+    let flags: Vec<String> = flags
+        .map(|(flag, value)| format!(" --{flag} {}", word(&value)))
+        .collect();
     flags.concat()
+}
+
+fn name_of(value: impl clap::ValueEnum) -> Option<String> {
+    let value = value.to_possible_value()?;
+    Some(value.get_name().to_owned())
+}
+
+/// A word of a unit's command line, as systemd reads it.
+fn word(text: &str) -> String {
+    let text = text.replace('%', "%%").replace('$', "$$");
+    if text.contains(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '\\' | ';')) {
+        format!("{text:?}")
+    } else {
+        text
+    }
 }
 
 fn unit(what: &str, command: &str) -> String {
@@ -335,5 +389,55 @@ fn remove_overlay(name: &str) -> Result<bool, MachineError> {
             Ok(true)
         }
         _ => Ok(false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    /// Every flag of the agent but those that exclude each other, none with its default.
+    const FLAGS: &str = "--node-name n --node-ip 192.0.2.1 --node-ip 2001:db8::1 --node-label a=b --node-label c=d \
+        --max-pods 9 --state-dir /s --run-dir /r --socket /r/x.sock --bpffs-root /b --cgroup-root /c --cni-queue-dir /q \
+        --cni-conf-dir /e --cni-bin-dir /o --cni-version 0.4.0 --underlay-interface u --overlay-interface o --vni 7 \
+        --tunnel-port 8472 --encap device --filter-block 99 --cluster-cidr 10.0.0.0/8 --runtime none --lease-interval-ms 1 \
+        --reconcile-interval-ms 2 --address-rest-seconds 3";
+
+    fn parse(command: &str, flags: &str) -> AgentArgs {
+        let words = ["weft", command].into_iter().chain(flags.split_whitespace());
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Agent(agent) => *agent,
+            Command::Install(install) => install.agent,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_agent_is_started_with_what_install_was_told() {
+        for ways in [
+            "--server https://192.0.2.9:6443 --token abcdef.0123456789abcdef --ca-hash sha256:00",
+            "--kubeconfig /k --ca-file /a",
+            "",
+        ] {
+            let told = parse("install", &format!("{ways} {FLAGS}"));
+            let started = parse("agent", &flags(&told));
+            assert_eq!(format!("{told:?}"), format!("{started:?}"));
+        }
+    }
+
+    #[test]
+    fn systemd_reads_words_as_they_are() {
+        for (text, word_of_unit) in [
+            ("/var/lib/weft", "/var/lib/weft"),
+            ("/var/a b", "\"/var/a b\""),
+            ("100%", "100%%"),
+            ("$HOME", "$$HOME"),
+            ("a\"b", "\"a\\\"b\""),
+        ] {
+            assert_eq!(word(text), word_of_unit);
+        }
     }
 }

@@ -35,6 +35,9 @@ pub enum IpamCommand {
 /// Why the check could not be made, or what it found.
 #[derive(Debug, thiserror::Error)]
 pub enum IpamCheckError {
+    /// There is none.
+    #[error("no agent has used the state directory {0} yet; name the agent's with --state-dir")]
+    NoLedger(PathBuf),
     /// The ledger.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -57,7 +60,11 @@ pub fn run(args: IpamArgs) -> Result<String, IpamCheckError> {
     } = args.command;
     let status_socket = status_socket.unwrap_or_else(|| status::noted_socket(&state_dir));
     let boot_id = machine::boot_id();
-    let leased = ledger::inspect(&ledger_path(&state_dir), &boot_id)?.held;
+    let ledger = ledger_path(&state_dir);
+    if !ledger.exists() {
+        return Err(IpamCheckError::NoLedger(state_dir));
+    }
+    let leased = ledger::inspect(&ledger, &boot_id)?.held;
     let written: BTreeMap<IpAddr, AttachmentKey> = Checkpoints::open(&checkpoints_dir(&state_dir))?
         .load()?
         .into_iter()

@@ -69,7 +69,7 @@ pub async fn run(args: Args, out: &mut impl Write) -> Result<(), TokenError> {
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     /// The administrator's kubeconfig is not usable.
-    #[error("cannot use {path}")]
+    #[error("cannot use {path}; run this on the controller's machine, with its --data-dir")]
     Kubeconfig {
         /// The file.
         path: PathBuf,
