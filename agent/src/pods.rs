@@ -147,9 +147,9 @@ pub fn purge(state_dir: &Path) -> Result<bool, PodsError> {
             Ok(()) | Err(_) => {}
         }
         let removed = sandbox::remove_without_network(&config, dir).and_then(|()| {
-            record
-                .as_ref()
-                .map_or(Ok(()), |record| sandbox::remove_logs(&config, &record.uid))
+            record.as_ref().map_or(Ok(()), |record| {
+                sandbox::remove_logs(&config, |uid| uid == record.uid)
+            })
         });
         if let Err(error) = removed {
             remains = Some(PodsError::Remains {
@@ -260,7 +260,8 @@ impl Registry {
         self.pods.insert(uid, sender);
     }
 
-    /// Ends pods that an earlier agent ran and that the API does not have any more.
+    /// Ends pods that an earlier agent ran and that the API does not have any more, and takes the logs of those away that were
+    /// over already.
     fn take_orphans_away(&mut self, listed: &HashSet<String>) -> Result<(), PodsError> {
         for dir in pod_dirs(&self.context.config.pods_dir())? {
             let Some(uid) = dir.file_name().map(|name| name.to_string_lossy().into_owned()) else {
@@ -270,6 +271,10 @@ impl Registry {
                 tracing::info!(uid, "ending a pod that the API does not have");
                 self.serve(uid, Desired::Gone);
             }
+        }
+        let gone = |uid: &str| !listed.contains(uid) && !self.pods.contains_key(uid);
+        if let Err(error) = sandbox::remove_logs(&self.context.config, gone) {
+            tracing::warn!(error = %sandbox::chain(&error), "taking away the logs of pods that are gone");
         }
         Ok(())
     }

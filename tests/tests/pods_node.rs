@@ -1,14 +1,14 @@
 //! Pods that the agent runs, from the API's point of view: on one node, with real containers.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use weft_lab::image::ImageBuilder;
 use weft_lab::wait::wait_until;
-use weft_lab::{Cluster, ClusterOptions};
+use weft_lab::{Cluster, ClusterOptions, Node};
 
 const IMAGE: &str = "weft.local/shell:test";
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -139,9 +139,24 @@ fn pods_outlive_the_agent_and_are_taken_over_by_the_next() -> Result<()> {
             json!({"terminationGracePeriodSeconds": 20, "containers": [shell("main", forever, &json!([]))]}),
         )?;
     }
+    for name in ["over", "forgotten"] {
+        let once = json!({"restartPolicy": "Never", "containers": [shell("main", "echo over", &json!([]))]});
+        apply_pod(&cluster, name, once)?;
+    }
     let is_ready = |pod: &Value| condition(pod, "Ready") == "True";
     let before = wait_for_pod(&cluster, "kept", "to be ready", is_ready)?;
     wait_for_pod(&cluster, "orphan", "to be ready", is_ready)?;
+    let is_over = |pod: &Value| pod["status"]["phase"] == "Succeeded";
+    let over = wait_for_pod(&cluster, "over", "to end", is_over)?;
+    let forgotten = wait_for_pod(&cluster, "forgotten", "to end", is_over)?;
+    wait_until("what ended to keep its logs alone", PATIENCE, || {
+        ensure!(cluster.nodes[0].pod_netns()?.len() == 2);
+        ensure!(fs::read_dir(cluster.nodes[0].state_dir().join("pods"))?.count() == 2);
+        Ok(())
+    })?;
+    let logs = |pod: &Value| log_dir(&cluster.nodes[0], pod);
+    let (over, forgotten) = (logs(&over)?, logs(&forgotten)?);
+    assert!(over.exists() && forgotten.exists());
 
     cluster.nodes[0].kill_agent()?;
     let lines = log(&cluster, &before, "main", 0)?.lines().count();
@@ -151,11 +166,13 @@ fn pods_outlive_the_agent_and_are_taken_over_by_the_next() -> Result<()> {
     })?;
     // Gone from the API at once, with nobody on the node to notice.
     force_delete(&cluster, "orphan")?;
+    force_delete(&cluster, "forgotten")?;
     cluster.nodes[0].start_agent()?;
 
     wait_until("the orphan to be taken away", PATIENCE, || {
         let left = cluster.nodes[0].pod_netns()?;
         ensure!(left.len() == 1, "{left:?}");
+        ensure!(!forgotten.exists(), "{} is still there", forgotten.display());
         Ok(())
     })?;
     let after = wait_for_pod(&cluster, "kept", "to be ready", is_ready)?;
@@ -178,7 +195,8 @@ fn pods_outlive_the_agent_and_are_taken_over_by_the_next() -> Result<()> {
         Ok(())
     })?;
     assert!(last.trim_end().ends_with("bye"), "{last}");
-    delete_and_see_nothing_left(&cluster, &[])
+    assert!(over.exists(), "the logs of a pod that is there are gone");
+    delete_and_see_nothing_left(&cluster, &["over"])
 }
 
 #[test]
@@ -499,15 +517,19 @@ fn condition(pod: &Value, name: &str) -> String {
     weft_lab::cluster::condition(pod, name).unwrap_or_default()
 }
 
-fn log(cluster: &Cluster, pod: &Value, container: &str, attempt: u32) -> Result<String> {
+/// Where a pod's logs are.
+fn log_dir(node: &Node, pod: &Value) -> Result<PathBuf> {
     let metadata = &pod["metadata"];
     let dir = format!(
         "default_{}_{}",
         metadata["name"].as_str().context("a name")?,
         metadata["uid"].as_str().context("a UID")?
     );
-    let node = &cluster.nodes[0];
-    let path = node.state_dir().join("logs").join(dir).join(container);
+    Ok(node.state_dir().join("logs").join(dir))
+}
+
+fn log(cluster: &Cluster, pod: &Value, container: &str, attempt: u32) -> Result<String> {
+    let path = log_dir(&cluster.nodes[0], pod)?.join(container);
     let file = path.join(format!("{attempt}.log"));
     fs::read_to_string(&file).with_context(|| {
         let there: Vec<_> = fs::read_dir(&path).into_iter().flatten().flatten().collect();

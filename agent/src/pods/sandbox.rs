@@ -210,11 +210,14 @@ pub fn read_record(dir: &Path) -> Option<SandboxRecord> {
     serde_json::from_slice(&bytes).ok()
 }
 
-/// Takes a pod's logs away. They outlive its place, for whoever wants to know how it went, until the pod itself is gone.
-pub(super) fn remove_logs(config: &PodsConfig, uid: &str) -> Result<(), SandboxError> {
-    let suffix = format!("_{uid}");
+/// Takes away the logs of the pods whose UIDs are `gone`. They outlive a pod's place, for whoever wants to know how it went,
+/// until the pod itself is gone.
+pub(super) fn remove_logs(config: &PodsConfig, gone: impl Fn(&str) -> bool) -> Result<(), SandboxError> {
     for entry in fs::read_dir(config.logs_dir()).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().ends_with(&suffix) {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        // No part of the name but the last can have an underscore before it.
+        if name.rsplit_once('_').is_some_and(|(_, uid)| gone(uid)) {
             remove_tree(&entry.path())?;
         }
     }

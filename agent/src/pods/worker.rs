@@ -257,7 +257,7 @@ impl Worker {
         match desired {
             Desired::Gone => {
                 self.remove_sandbox().await?;
-                sandbox::remove_logs(&self.context.config, &self.uid)?;
+                sandbox::remove_logs(&self.context.config, |uid| uid == self.uid)?;
                 Ok(Next::End)
             }
             Desired::Present(pod) if pod.metadata.deletion_timestamp.is_some() => self.terminate(pod).await,

@@ -85,7 +85,7 @@ impl Worker {
         }
         self.report(pod).await?;
         self.remove_sandbox().await?;
-        sandbox::remove_logs(&self.context.config, &self.uid)?;
+        sandbox::remove_logs(&self.context.config, |uid| uid == self.uid)?;
         self.delete_from_api(pod).await?;
         self.deleted = true;
         Ok(Next::Wait(None))
