@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use crate::random::Random;
+
 /// Mutations of a run that does not say.
 const ROUNDS: u64 = 20_000;
 /// Most changes that one mutation makes.
@@ -74,31 +76,6 @@ const TOKENS: &[&str] = &[
     "object",
 ];
 
-/// A small generator of numbers that is the same everywhere (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `end`; 0 if that is 0.
-    fn below(&mut self, end: usize) -> usize {
-        if end == 0 {
-            return 0;
-        }
-        usize::try_from(self.next() % end as u64).unwrap_or_default()
-    }
-
-    fn pick<'a, T>(&mut self, list: &'a [T]) -> &'a T {
-        &list[self.below(list.len())]
-    }
-}
-
 fn corpus(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
     let entries = fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
@@ -134,10 +111,10 @@ pub fn mutate(target: &str, run: fn(&[u8])) {
     let rounds = number("WEFT_FUZZ_ROUNDS").unwrap_or(ROUNDS);
     let seed = number("WEFT_FUZZ_SEED").unwrap_or(1);
     let inputs: Vec<_> = corpus(target).into_iter().map(|(_, bytes)| bytes).collect();
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     for round in 0..rounds {
         let mut input = random.pick(&inputs).clone();
-        for _ in 0..=random.next() % MAX_CHANGES {
+        for _ in 0..=random.draw() % MAX_CHANGES {
             change(&mut random, &mut input, &inputs);
         }
         input.truncate(MAX_BYTES);
@@ -183,7 +160,7 @@ fn change(random: &mut Random, input: &mut Vec<u8>, others: &[Vec<u8>]) {
             input.extend_from_slice(&other[from..]);
         }
         _ => {
-            let byte = random.next().to_le_bytes()[0];
+            let byte = random.draw().to_le_bytes()[0];
             input.insert(at, byte);
         }
     }
@@ -196,7 +173,7 @@ fn change_tree(random: &mut Random, tree: &mut Value, other: &Value) {
     let value = match random.below(8) {
         0 => Value::Null,
         1 => json!(*random.pick(TOKENS)),
-        2 => json!(random.next().cast_signed()),
+        2 => json!(random.draw().cast_signed()),
         3 => json!(-0.5),
         4 => json!([]),
         5 => json!({}),

@@ -25,6 +25,8 @@ pub mod plugin;
 pub mod pods;
 pub mod probe;
 pub mod process;
+pub mod random;
+pub mod raw;
 pub mod simulated;
 pub mod wait;
 

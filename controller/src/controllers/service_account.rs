@@ -1,5 +1,6 @@
 //! Gives every namespace the ServiceAccount `default` and the cluster's CA as ConfigMap `kube-root-ca.crt`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
@@ -89,6 +90,7 @@ async fn reconcile(context: &Context, namespace: &str) -> Outcome {
         return Ok(None);
     }
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
+    let data = BTreeMap::from([(CA_KEY.to_owned(), ca.clone())]);
     match context
         .root_ca_maps
         .get(&ObjectKey::new(namespace, ROOT_CA_CONFIG_MAP))
@@ -105,14 +107,18 @@ async fn reconcile(context: &Context, namespace: &str) -> Outcome {
                     ),
                     ..named(ROOT_CA_CONFIG_MAP)
                 },
-                data: Some([(CA_KEY.to_owned(), ca.clone())].into()),
+                data: Some(data),
                 ..ConfigMap::default()
             };
             let result = api.create(&PostParams::default(), &map).await.map(|_| ());
             made("config map", namespace, result)?;
         }
-        Some(map) if map.data.as_ref().and_then(|data| data.get(CA_KEY)) != Some(ca) => {
-            let patch = json!({ "data": { CA_KEY: ca } });
+        Some(map) if map.data.as_ref() != Some(&data) => {
+            // What else somebody put there goes.
+            let found = map.data.iter().flatten().map(|(key, _)| (key, None));
+            let whole = data.iter().map(|(key, value)| (key, Some(value)));
+            let data: BTreeMap<_, _> = found.chain(whole).collect();
+            let patch = json!({ "data": data });
             let result = api
                 .patch(ROOT_CA_CONFIG_MAP, &PatchParams::default(), &Patch::Merge(patch))
                 .await;

@@ -8,15 +8,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::{Request, StatusCode};
-use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
 use tempfile::TempDir;
 use weft_controller::pki::Authority;
+pub(crate) use weft_lab::raw::{get, json, next, send, send_with, watch};
 use weft_lab::wait::wait_for;
 
 /// A running `weft controller`; killed when dropped.
@@ -215,55 +213,4 @@ fn spawn(directory: &Path, listen: &str, flags: &[&str]) -> Result<Child> {
         .stderr(log)
         .spawn()
         .context("start the controller")
-}
-
-/// Sends a request as it is and reads the answer, which is JSON or becomes a JSON string.
-pub(crate) async fn send(
-    client: &Client,
-    method: &str,
-    path: &str,
-    content_type: &str,
-    body: impl Into<Vec<u8>>,
-) -> Result<(StatusCode, Value)> {
-    send_with(client, method, path, &[("content-type", content_type)], body).await
-}
-
-/// The same with further headers.
-pub(crate) async fn send_with(
-    client: &Client,
-    method: &str,
-    path: &str,
-    headers: &[(&str, &str)],
-    body: impl Into<Vec<u8>>,
-) -> Result<(StatusCode, Value)> {
-    let mut request = Request::builder().method(method).uri(path);
-    for (name, value) in headers {
-        request = request.header(*name, *value);
-    }
-    let request = request.body(Body::from(body.into()))?;
-    let response = client.send(request).await?;
-    let status = response.status();
-    let bytes = response.into_body().collect_bytes().await?;
-    let value = serde_json::from_slice(&bytes)
-        .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
-    Ok((status, value))
-}
-
-/// Sends JSON.
-pub(crate) async fn json(
-    client: &Client,
-    method: &str,
-    path: &str,
-    body: &Value,
-) -> Result<(StatusCode, Value)> {
-    send(client, method, path, "application/json", body.to_string()).await
-}
-
-/// Reads.
-pub(crate) async fn get(client: &Client, path: &str) -> Result<Value> {
-    let (status, value) = send(client, "GET", path, "application/json", Vec::new()).await?;
-    if !status.is_success() {
-        bail!("GET {path}: {value}");
-    }
-    Ok(value)
 }

@@ -3,30 +3,18 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use futures::{AsyncBufReadExt as _, StreamExt as _, stream::BoxStream};
-use http::Request;
+use futures::{StreamExt as _, stream::BoxStream};
 use kube::Client;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::server::{Server, get, json};
+use crate::server::{self, Server, get, json, next};
 
 const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
-/// The events of a watch, one after the other.
+/// The events of a watch of ConfigMaps.
 async fn watch(client: &Client, query: &str) -> Result<BoxStream<'static, Value>> {
-    let request = Request::get(format!("{CONFIG_MAPS}?watch=true&{query}")).body(Vec::new())?;
-    let lines = client.request_stream(request).await?.lines();
-    Ok(lines
-        .map(|line| serde_json::from_str(&line.unwrap_or_default()).unwrap_or_default())
-        .boxed())
-}
-
-async fn next(events: &mut BoxStream<'static, Value>) -> Result<Value> {
-    let event = timeout(Duration::from_secs(10), events.next())
-        .await
-        .context("no event came")?;
-    event.context("the watch ended")
+    server::watch(client, &format!("{CONFIG_MAPS}?watch=true&{query}")).await
 }
 
 /// `TYPE name`.

@@ -10,23 +10,6 @@ use serde_json::json;
 use crate::world::{World, deployment, eventually};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn in_the_background_everything_follows() -> Result<()> {
-    let world = World::start().await?;
-    world.join(&["n1"]).await?;
-    world.create::<Deployment>(deployment("web", 3, "img:1")).await?;
-    world.wait_ready("app=web", 3).await?;
-    world
-        .api::<Deployment>()
-        .delete("web", &DeleteParams::background())
-        .await?;
-    eventually("sets and pods to go", || async {
-        let gone = world.sets().await.ok()?.is_empty() && world.pods("app=web").await.ok()?.is_empty();
-        gone.then_some(())
-    })
-    .await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_the_foreground_the_owner_goes_last() -> Result<()> {
     let world = World::start().await?;
     world.join(&["n1"]).await?;
@@ -49,41 +32,6 @@ async fn in_the_foreground_the_owner_goes_last() -> Result<()> {
         (owner.is_none() && pods.is_empty() && sets.is_empty()).then_some(())
     })
     .await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn orphans_stay_and_are_nobodys() -> Result<()> {
-    let world = World::start().await?;
-    world.join(&["n1"]).await?;
-    world.create::<Deployment>(deployment("web", 2, "img:1")).await?;
-    world.wait_ready("app=web", 2).await?;
-    world
-        .api::<Deployment>()
-        .delete("web", &DeleteParams::orphan())
-        .await?;
-    eventually("the owner to go", || async {
-        world
-            .api::<Deployment>()
-            .get_opt("web")
-            .await
-            .ok()?
-            .is_none()
-            .then_some(())
-    })
-    .await?;
-    let sets = world.sets().await?;
-    assert_eq!(sets.len(), 1);
-    assert!(
-        sets[0]
-            .metadata
-            .owner_references
-            .iter()
-            .flatten()
-            .next()
-            .is_none()
-    );
-    assert_eq!(world.ready("app=web").await?.len(), 2);
-    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -229,6 +229,18 @@ impl World {
         Ok(String::from_utf8(output.stdout)?)
     }
 
+    /// Where a file of the cluster is.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Writes a file that `kubectl -f` can read.
+    pub(crate) fn write(&self, name: &str, text: &str) -> Result<String> {
+        let path = self.path(name);
+        std::fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    }
+
     pub(crate) fn api<K>(&self) -> Api<K>
     where
         K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
