@@ -4,6 +4,8 @@
 mod records;
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -65,10 +67,17 @@ impl Embedded {
     /// # Errors
     /// As [`Embedded::open`], and if a record cannot be opened.
     pub fn open_sealed(file: &Path, index: Indexer, sealer: Option<Sealer>) -> Result<Self, StoreError> {
+        if !file.exists() {
+            make(file)?;
+        }
         let database = Database::builder()
             .set_cache_size(CACHE_BYTES)
-            .create(file)
+            .open(file)
             .map_err(engine)?;
+        Self::on(database, index, sealer)
+    }
+
+    fn on(database: Database, index: Indexer, sealer: Option<Sealer>) -> Result<Self, StoreError> {
         let memory = Arc::new(load(&database, index, sealer.as_ref())?);
         let (queue, jobs) = sync_channel(QUEUE);
         let writer = Writer {
@@ -118,6 +127,30 @@ impl Store for Embedded {
     fn watch(&self, resource: &'static str, after: Revision) -> Result<Watch, StoreError> {
         Watch::new(&self.memory.resource(resource), after)
     }
+}
+
+/// Makes an empty store, all of it or nothing: the engine does not open a file whose making was cut short.
+fn make(file: &Path) -> Result<(), StoreError> {
+    let io = |error| engine(redb::StorageError::Io(error));
+    let scratch = file.with_extension("new");
+    match fs::remove_file(&scratch) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(io(error)),
+        _ => {}
+    }
+    let database = Database::create(&scratch).map_err(engine)?;
+    make_tables(&database)?;
+    drop(database);
+    fs::rename(&scratch, file).map_err(io)?;
+    let directory = file.parent().filter(|path| !path.as_os_str().is_empty());
+    let directory = File::open(directory.unwrap_or(Path::new("."))).map_err(io)?;
+    directory.sync_all().map_err(io)
+}
+
+fn make_tables(database: &Database) -> Result<(), StoreError> {
+    let transaction = database.begin_write().map_err(engine)?;
+    transaction.open_table(OBJECTS).map_err(engine)?;
+    transaction.open_table(CHANGES).map_err(engine)?;
+    transaction.commit().map_err(engine)
 }
 
 /// The owner of the engine's write side.
@@ -283,5 +316,7 @@ fn engine(error: impl Into<redb::Error>) -> StoreError {
     StoreError::Engine(Arc::new(error.into()))
 }
 
+#[cfg(test)]
+mod power;
 #[cfg(test)]
 mod tests;

@@ -24,11 +24,6 @@ pub(super) fn load(
     index: Indexer,
     sealer: Option<&Sealer>,
 ) -> Result<Memory, StoreError> {
-    let transaction = database.begin_write().map_err(engine)?;
-    transaction.open_table(OBJECTS).map_err(engine)?;
-    transaction.open_table(CHANGES).map_err(engine)?;
-    transaction.commit().map_err(engine)?;
-
     let transaction = database.begin_read().map_err(engine)?;
     let mut resources: HashMap<Box<str>, (Objects, Revision)> = HashMap::new();
     let mut revision = 0;

@@ -6,16 +6,16 @@ use serde_json::{Value, json};
 use super::*;
 use crate::store::Encoded;
 
-const RESOURCE: &str = "configmaps";
+pub(super) const RESOURCE: &str = "configmaps";
 
-fn index(_: &str, object: &Value) -> Meta {
+pub(super) fn index(_: &str, object: &Value) -> Meta {
     Meta {
         name: object["metadata"]["name"].as_str().unwrap_or_default().into(),
         ..Meta::default()
     }
 }
 
-fn put(key: &str, expect: Expect, value: u32) -> Write {
+pub(super) fn put(key: &str, expect: Expect, value: u32) -> Write {
     let object = json!({"metadata": {"name": key}, "data": {"v": value.to_string()}});
     let meta = index(RESOURCE, &object);
     Write {
@@ -30,7 +30,7 @@ fn commit(store: &Embedded, writes: Vec<Write>) -> Committed {
     futures::executor::block_on(store.commit(writes))
 }
 
-fn value(object: &Object) -> u32 {
+pub(super) fn value(object: &Object) -> u32 {
     object.value()["data"]["v"].as_str().unwrap().parse().unwrap()
 }
 
@@ -143,7 +143,7 @@ fn secrets_are_sealed_on_disk_and_plain_ones_of_old_are_read() {
         while memory.strong_count() > 0 {
             thread::yield_now();
         }
-        String::from_utf8_lossy(&std::fs::read(&file).unwrap()).into_owned()
+        String::from_utf8_lossy(&fs::read(&file).unwrap()).into_owned()
     };
     let plain = Embedded::open(&file, index).unwrap();
     commit(&plain, vec![write("old", "plainly-visible")]).unwrap();
@@ -160,7 +160,7 @@ fn secrets_are_sealed_on_disk_and_plain_ones_of_old_are_read() {
     );
     closed(again);
     // Without the key the store does not pretend that there is nothing.
-    std::fs::remove_file(&key).unwrap();
+    fs::remove_file(&key).unwrap();
     assert!(matches!(open(), Err(StoreError::Damaged { .. })));
 }
 
@@ -206,6 +206,15 @@ fn whoever_is_told_of_a_conflict_can_see_what_it_is_with() {
     });
 }
 
+#[test]
+fn a_store_whose_making_was_cut_short_is_made_again() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("store.new"), [0; 4096]).unwrap();
+    let store = Embedded::open(&directory.path().join("store"), index).unwrap();
+    commit(&store, vec![put("a", Expect::Absent, 1)]).unwrap();
+    assert!(!directory.path().join("store.new").exists());
+}
+
 /// Pages that a commit sets free are used again, so the file needs no compaction while it is in use.
 #[test]
 fn a_file_that_is_rewritten_over_and_over_stays_as_it_is() {
@@ -226,7 +235,7 @@ fn a_file_that_is_rewritten_over_and_over_stays_as_it_is() {
         for (known, object) in revisions.iter_mut().zip(written) {
             *known = Some(object.revision());
         }
-        std::fs::metadata(&file).unwrap().len()
+        fs::metadata(&file).unwrap().len()
     };
     let settled = (0..50).map(&mut rewrite).max().unwrap();
     let later = (50..250).map(rewrite).max().unwrap();

@@ -1,6 +1,8 @@
 //! `kill -9` of the controller at random moments: whatever it acknowledged is there afterwards, nothing is there twice or
 //! by halves, and revisions go on. And what changes for a long time without growing takes no more memory or disk for it.
 
+mod store;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::Path;
@@ -15,10 +17,13 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use serde_json::json;
 use tempfile::TempDir;
+use weft_lab::random::{Random, seed};
 use weft_lab::wait::wait_for;
 
 /// How often it is killed.
 const CRASHES: u32 = 12;
+/// It is killed within so many milliseconds.
+const MOMENTS: u64 = 400;
 /// Writers at a time.
 const WRITERS: usize = 8;
 /// A writer that finds the server dead waits this long.
@@ -50,6 +55,7 @@ type Ledger = Arc<Mutex<BTreeMap<String, Known>>>;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_writes_survive_any_crash() -> Result<()> {
     let directory = TempDir::with_prefix("weft-crash-")?;
+    let mut random = Random::new(seed("WEFT_CRASH_SEED"));
     let ledger = Ledger::default();
     let mut last_revision = 0;
     for crash in 0..CRASHES {
@@ -73,8 +79,7 @@ async fn acknowledged_writes_survive_any_crash() -> Result<()> {
                 ))
             })
             .collect();
-        // Moments spread over a range of commits; no two runs hit the same.
-        let moment = 30 + u64::from(crash) * 37 + u64::from(std::process::id() % 29);
+        let moment = random.draw() % MOMENTS;
         tokio::time::sleep(Duration::from_millis(moment)).await;
         server.kill()?;
         server.wait()?;
