@@ -96,8 +96,8 @@ reasons! {
     SpoofedTunnelSource = 47, "spoofed_tunnel_source";
     /// Congestion marked on the outside of a packet whose sender does not understand it (RFC 6040).
     EcnViolation = 48, "ecn_violation";
-    /// The kernel could not change the packet: it had no memory. Nothing in a packet leads here; the verifier wants an
-    /// answer wherever a helper or a bound could say no. (49 and 50 were finer names for it.)
+    /// The kernel could not change the packet: it had no memory for a copy of one that it shares. Nothing in a packet leads
+    /// here; the verifier wants an answer wherever a helper or a bound could say no. (49 and 50 were finer names for it.)
     RewriteFailed = 51, "rewrite_failed";
     /// The node is not configured.
     NotConfigured = 52, "not_configured";
