@@ -18,6 +18,9 @@ use crate::{setup, tidy, toolchain};
 /// The members that are compiled for this machine; `ebpf` is compiled for BPF by `agent/build.rs`.
 const MEMBERS: &[&str] = &["--workspace", "--exclude", "weft-ebpf"];
 
+/// What is computed for long in a long run, and the profile that makes it end in time.
+const OPTIMISED: &[&str] = &["--package", "weft-controller", "--lib", "--profile", "long"];
+
 /// One test program may take this long; what hangs is a failure, not an endless run.
 const LIMIT: Duration = Duration::from_mins(12);
 const LONG_LIMIT: Duration = Duration::from_mins(90);
@@ -67,7 +70,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     build("debug")?;
     step("building the tests");
-    let programs = build_tests()?;
+    let mut programs = build_tests(MEMBERS)?;
+    if args.long {
+        step("building those again, optimised, that compute for long");
+        programs.extend(build_tests(OPTIMISED)?);
+    }
+    let programs: Vec<Program> = programs.into_values().collect();
 
     let is_program = |filter: &&String| {
         programs
@@ -206,12 +214,15 @@ fn lint(tally: &mut Tally) {
     tally.record("cargo xtask tidy", tidy::run());
 }
 
-/// Builds all test programs and says where they are.
-fn build_tests() -> Result<Vec<Program>> {
+/// In the order in which they run: by rung, package, kind and name.
+type Programs = BTreeMap<(usize, String, String, String), Program>;
+
+/// Builds test programs and says where they are.
+fn build_tests(which: &[&str]) -> Result<Programs> {
     let mut command = cargo();
     command
         .arg("test")
-        .args(MEMBERS)
+        .args(which)
         .args(["--no-run", "--message-format", "json-render-diagnostics"]);
     let text = workspace::output(&mut command)?;
     let mut programs = BTreeMap::new();
@@ -252,7 +263,7 @@ fn build_tests() -> Result<Vec<Program>> {
     if programs.is_empty() {
         bail!("cargo built no tests");
     }
-    Ok(programs.into_values().collect())
+    Ok(programs)
 }
 
 /// The order in which programs run: what is quick and says most about a fault comes first.

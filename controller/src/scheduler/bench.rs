@@ -121,24 +121,4 @@ mod tests {
             assert!(report.per_second() > 0.0);
         }
     }
-
-    /// Figures for a person: `cargo test --release -p weft-controller --lib decision_rates -- --ignored --nocapture`.
-    #[test]
-    #[ignore = "a measurement, run by hand"]
-    fn decision_rates() {
-        for (nodes, pods, owners, constrained) in [
-            (1000, 20_000, 1, false),
-            (1000, 20_000, 20, false),
-            (1000, 20_000, 100, true),
-            (5000, 20_000, 20, false),
-            (5000, 20_000, 100, true),
-        ] {
-            let report = run(nodes, pods, Options { owners, constrained });
-            eprintln!(
-                "{nodes} nodes, {pods} pods, {owners} owners, constrained {constrained}: {:.0} decisions/s ({} placed)",
-                report.per_second(),
-                report.placed
-            );
-        }
-    }
 }
