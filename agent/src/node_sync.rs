@@ -11,7 +11,7 @@ use futures::{StreamExt as _, pin_mut};
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::Node;
 use kube::{
-    Api, Client,
+    Client, Resource as _,
     runtime::{
         WatchStreamExt as _,
         watcher::{self, Event, watcher},
@@ -19,6 +19,7 @@ use kube::{
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
+use weft_controller::informer::Unread;
 
 use crate::{
     desired::{Cluster, NodeRecord},
@@ -88,17 +89,19 @@ pub struct NodeSync {
 impl NodeSync {
     /// Publishes every change, and wakes `wrong` when the API has another condition of this node than it says.
     pub async fn run(self, wrong: &Notify, shutdown: CancellationToken) {
-        let events =
-            watcher(Api::<Node>::all(self.client.clone()), watcher::Config::default()).default_backoff();
+        let events = watcher(
+            Unread::all::<Node>(self.client.clone()),
+            watcher::Config::default(),
+        )
+        .default_backoff();
         pin_mut!(events);
         let mut listed: Option<Cluster> = None;
         while let Some(Some(event)) = shutdown.run_until_cancelled(events.next()).await {
             match event {
                 Ok(Event::Init) => listed = Some(Cluster::default()),
                 Ok(Event::InitApply(node)) => {
-                    self.look_at(&node, wrong);
-                    if let (Some(name), Some(listed)) = (&node.metadata.name, &mut listed) {
-                        listed.nodes.insert(name.clone(), record(&node));
+                    if let (Some((name, record)), Some(listed)) = (self.take_in(&node, wrong), &mut listed) {
+                        listed.nodes.insert(name, record);
                     }
                 }
                 Ok(Event::InitDone) => {
@@ -107,13 +110,12 @@ impl NodeSync {
                     }
                 }
                 Ok(Event::Apply(node)) => {
-                    self.look_at(&node, wrong);
-                    if let Some(name) = node.metadata.name.clone() {
-                        self.publish(|cluster| drop(cluster.nodes.insert(name, record(&node))));
+                    if let Some((name, record)) = self.take_in(&node, wrong) {
+                        self.publish(|cluster| drop(cluster.nodes.insert(name, record)));
                     }
                 }
                 Ok(Event::Delete(node)) => {
-                    let name = node.metadata.name.clone().unwrap_or_default();
+                    let name = node.meta().name.clone().unwrap_or_default();
                     if name == self.node_name {
                         // It registers again with its next heartbeat; its pods live on meanwhile.
                         wrong.notify_one();
@@ -127,6 +129,23 @@ impl NodeSync {
                 }
             }
         }
+    }
+
+    /// The node's name and record. One that cannot be read stays as it was known.
+    fn take_in(&self, node: &Unread, wrong: &Notify) -> Option<(String, NodeRecord)> {
+        let name = node.meta().name.clone()?;
+        let record = match node.read() {
+            Ok(node) => {
+                self.look_at(&node, wrong);
+                record(&node)
+            }
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(error, "going on with what is known of the node");
+                self.cluster.borrow().nodes.get(&name)?.clone()
+            }
+        };
+        Some((name, record))
     }
 
     fn look_at(&self, node: &Node, wrong: &Notify) {

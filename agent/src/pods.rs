@@ -15,11 +15,12 @@ use std::{
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
-    Api, Client,
+    Client, Resource as _,
     runtime::{WatchStreamExt, watcher},
 };
 use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use weft_controller::informer::Unread;
 
 pub use config::{BackOffConfig, PodsConfig};
 
@@ -104,7 +105,7 @@ pub async fn run(
         pods: HashMap::new(),
         listed: None,
     };
-    let pods: Api<Pod> = Api::all(client);
+    let pods = Unread::all::<Pod>(client);
     let selection = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
     let mut events = watcher(pods, selection).default_backoff().boxed();
     loop {
@@ -203,16 +204,16 @@ struct Registry {
 }
 
 impl Registry {
-    fn apply(&mut self, event: watcher::Event<Pod>) -> Result<(), PodsError> {
+    fn apply(&mut self, event: watcher::Event<Unread>) -> Result<(), PodsError> {
         // A worker that is through has dropped its receiver.
         self.pods.retain(|_, sender| !sender.is_closed());
         match event {
             watcher::Event::Init => self.listed = Some(HashSet::new()),
             watcher::Event::InitApply(pod) => {
-                if let (Some(listed), Some(uid)) = (&mut self.listed, &pod.metadata.uid) {
+                if let (Some(listed), Some(uid)) = (&mut self.listed, &pod.meta().uid) {
                     listed.insert(uid.clone());
                 }
-                self.present(pod);
+                self.present(&pod);
             }
             watcher::Event::InitDone => {
                 let listed = self.listed.take().unwrap_or_default();
@@ -223,9 +224,9 @@ impl Registry {
                 }
                 self.take_orphans_away(&listed)?;
             }
-            watcher::Event::Apply(pod) => self.present(pod),
+            watcher::Event::Apply(pod) => self.present(&pod),
             watcher::Event::Delete(pod) => {
-                if let Some(sender) = pod.metadata.uid.as_ref().and_then(|uid| self.pods.get(uid)) {
+                if let Some(sender) = pod.meta().uid.as_ref().and_then(|uid| self.pods.get(uid)) {
                     sender.send_replace(Desired::Gone);
                 }
             }
@@ -233,7 +234,14 @@ impl Registry {
         Ok(())
     }
 
-    fn present(&mut self, pod: Pod) {
+    fn present(&mut self, pod: &Unread) {
+        let pod: Pod = match pod.read() {
+            Ok(pod) => pod,
+            Err(error) => {
+                tracing::error!(error = %sandbox::chain(&error), "the pod is left as it is");
+                return;
+            }
+        };
         let Some(uid) = pod.metadata.uid.clone() else {
             return;
         };

@@ -5,21 +5,25 @@
 //! keep the object: whoever works on a key reads the store again.
 
 mod lean;
+mod unread;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::{self, Debug};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
-use futures::{StreamExt, pin_mut};
+use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Api;
 use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 pub use lean::Lean;
+pub use unread::{Unread, Unreadable};
 
 /// Namespace and name of an object; the namespace of a cluster-scoped one is empty.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -347,57 +351,20 @@ impl<V: Cached> Store<V> {
     }
 
     /// Lists and watches until `shutdown`. Broken watches are resumed, expired ones relisted, failures backed off.
-    pub async fn follow<K>(
+    pub async fn follow<K: DeserializeOwned>(
         &self,
-        api: Api<Lean<K>>,
+        api: Api<Unread>,
         config: watcher::Config,
-        project: impl Fn(K) -> V,
+        project: impl Fn(K) -> V + Send + Sync,
         shutdown: CancellationToken,
-    ) where
-        K: kube::Resource + Clone + DeserializeOwned + Debug + Send + 'static,
-    {
-        let events = watcher(api, config).default_backoff();
-        pin_mut!(events);
-        let mut listed: HashSet<ObjectKey> = HashSet::new();
-        loop {
-            let event = tokio::select! {
-                () = shutdown.cancelled() => return,
-                event = events.next() => event,
-            };
-            match event {
-                Some(Ok(watcher::Event::Init)) => listed.clear(),
-                Some(Ok(watcher::Event::InitApply(Lean(object)))) => {
-                    let object = project(object);
-                    listed.insert(ObjectKey::of(object.metadata()));
-                    self.upsert(object);
-                }
-                Some(Ok(watcher::Event::InitDone)) => {
-                    let gone: Vec<ObjectKey> = self
-                        .read()
-                        .objects
-                        .keys()
-                        .filter(|key| !listed.contains(key))
-                        .cloned()
-                        .collect();
-                    for key in gone {
-                        self.remove(&key);
-                    }
-                    listed = HashSet::new();
-                    self.mark_synced();
-                }
-                Some(Ok(watcher::Event::Apply(Lean(object)))) => self.upsert(project(object)),
-                Some(Ok(watcher::Event::Delete(Lean(object)))) => self.remove(&ObjectKey::of(object.meta())),
-                Some(Err(watcher::Error::WatchFailed(error))) => debug!(%error, "watch broken, resuming"),
-                Some(Err(error)) => {
-                    warn!(
-                        error = &error as &dyn std::error::Error,
-                        kind = std::any::type_name::<K>(),
-                        "list or watch failed"
-                    );
-                }
-                None => return,
-            }
-        }
+    ) {
+        let read = |object: &Unread| object.read().map(&project);
+        let mut filling = Filling {
+            store: self,
+            read: &read,
+            listed: None,
+        };
+        feed(&mut filling, &api, &config, &shutdown).await;
     }
 
     fn tell(&self, change: &Change<'_, V>) {
@@ -413,6 +380,112 @@ impl<V: Cached> Store<V> {
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Inner<V>> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How long a kind is left alone that has an object which cannot be read. Without that object whoever counts would count
+/// wrong, so the copy stays as it was, as with a server that does not answer.
+const UNREADABLE_PAUSE: Duration = Duration::from_secs(5);
+
+/// Takes in what a watch delivers.
+trait Sink: Send {
+    /// A list begins.
+    fn begin(&mut self);
+    /// An object is there, new or changed.
+    fn put(&mut self, object: &Unread) -> Result<(), Unreadable>;
+    /// An object is gone.
+    fn remove(&mut self, key: &ObjectKey);
+    /// The list is complete: what was not in it is gone.
+    fn complete(&mut self);
+}
+
+/// A store that is filled from a watch.
+struct Filling<'a, V> {
+    store: &'a Store<V>,
+    read: &'a (dyn Fn(&Unread) -> Result<V, Unreadable> + Send + Sync),
+    /// What was in the list that is being received.
+    listed: Option<HashSet<ObjectKey>>,
+}
+
+impl<V: Cached> Sink for Filling<'_, V> {
+    fn begin(&mut self) {
+        self.listed = Some(HashSet::new());
+    }
+
+    fn put(&mut self, object: &Unread) -> Result<(), Unreadable> {
+        let object = (self.read)(object)?;
+        if let Some(listed) = &mut self.listed {
+            listed.insert(ObjectKey::of(object.metadata()));
+        }
+        self.store.upsert(object);
+        Ok(())
+    }
+
+    fn remove(&mut self, key: &ObjectKey) {
+        self.store.remove(key);
+    }
+
+    fn complete(&mut self) {
+        let listed = self.listed.take().unwrap_or_default();
+        let gone: Vec<ObjectKey> = self
+            .store
+            .read()
+            .objects
+            .keys()
+            .filter(|key| !listed.contains(key))
+            .cloned()
+            .collect();
+        for key in gone {
+            self.store.remove(&key);
+        }
+        self.store.mark_synced();
+    }
+}
+
+/// Lists and watches, and lists anew after an object that could not be read, until `shutdown`.
+async fn feed(
+    sink: &mut dyn Sink,
+    api: &Api<Unread>,
+    config: &watcher::Config,
+    shutdown: &CancellationToken,
+) {
+    let mut events = watcher(api.clone(), config.clone()).default_backoff().boxed();
+    while let Some(Some(event)) = shutdown.run_until_cancelled(events.next()).await {
+        let taken = match event {
+            Ok(watcher::Event::Init) => {
+                sink.begin();
+                Ok(())
+            }
+            Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => sink.put(&object),
+            Ok(watcher::Event::InitDone) => {
+                sink.complete();
+                Ok(())
+            }
+            Ok(watcher::Event::Delete(object)) => {
+                sink.remove(&ObjectKey::of(object.meta()));
+                Ok(())
+            }
+            Err(watcher::Error::WatchFailed(error)) => {
+                debug!(%error, "watch broken, resuming");
+                Ok(())
+            }
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                warn!(error, url = api.resource_url(), "list or watch failed");
+                Ok(())
+            }
+        };
+        if let Err(error) = taken {
+            warn!(error = &error as &dyn std::error::Error, "listing anew");
+            if shutdown
+                .run_until_cancelled(sleep(UNREADABLE_PAUSE))
+                .await
+                .is_none()
+            {
+                return;
+            }
+            events = watcher(api.clone(), config.clone()).default_backoff().boxed();
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::service_account::keys::TokenKeys;
 use crate::controllers::ControllersConfig;
 use crate::controllers::pod::PodView;
-use crate::informer::{self, Cached as _, Lean};
+use crate::informer::{self, Cached as _, Unread};
 use crate::pki::Authority;
 use crate::store::simulated::{Fault, Generation, Simulated, View};
 use crate::{api, controllers, scheduler, server};
@@ -345,14 +345,14 @@ async fn run(seed: u64) -> Result<BTreeMap<Fault, u32>, String> {
     let calm = CancellationToken::new();
     let pods: Arc<informer::Store<PodView>> = informer::Store::new();
     let view = Arc::clone(&pods);
-    let followed = Api::<Lean<Pod>>::all(world.client.clone());
+    let followed = Unread::all::<Pod>(world.client.clone());
     let follower = tokio::spawn({
         let stop = forever.clone();
         async move {
             view.follow(
                 followed,
                 kube::runtime::watcher::Config::default(),
-                PodView::from,
+                PodView::from as fn(Pod) -> _,
                 stop,
             )
             .await;

@@ -16,7 +16,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::runtime::watcher;
-use kube::{Api, Client, ResourceExt};
+use kube::{Client, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,7 +26,7 @@ use super::departures::Departures;
 use super::events::Recorder;
 use super::pod::PodView;
 use crate::auth::service_account::SECRET_TYPE;
-use crate::informer::{Cached, Lean, Store, slim};
+use crate::informer::{Cached, Store, Unread, slim};
 
 /// Namespace of the nodes' heartbeat leases.
 pub(crate) const NODE_LEASE_NAMESPACE: &str = "kube-node-lease";
@@ -113,72 +113,50 @@ impl Context {
 
     /// Starts the informers. Subscriptions made later miss what came before.
     pub(crate) fn follow_all(&self) {
-        let client = &self.client;
-        let all = watcher::Config::default;
-        self.follow(
-            &self.pods,
-            Api::<Lean<Pod>>::all(client.clone()),
-            all(),
-            PodView::from,
-        );
-        self.follow(&self.nodes, Api::all(client.clone()), all(), slimmed);
-        self.follow(
-            &self.leases,
-            Api::namespaced(client.clone(), NODE_LEASE_NAMESPACE),
-            all(),
-            slimmed,
-        );
-        self.follow(&self.replica_sets, Api::all(client.clone()), all(), slimmed);
-        self.follow(
-            &self.replication_controllers,
-            Api::all(client.clone()),
-            all(),
-            slimmed,
-        );
-        self.follow(&self.deployments, Api::all(client.clone()), all(), slimmed);
-        self.follow(&self.daemon_sets, Api::all(client.clone()), all(), slimmed);
-        self.follow(&self.stateful_sets, Api::all(client.clone()), all(), slimmed);
-        self.follow(&self.revisions, Api::all(client.clone()), all(), slimmed);
-        self.follow(&self.jobs, Api::all(client.clone()), all(), slimmed);
-        self.follow(&self.cron_jobs, Api::all(client.clone()), all(), slimmed);
-        self.follow(&self.claims, Api::all(client.clone()), all(), slimmed);
-        self.follow(&self.namespaces, Api::all(client.clone()), all(), slimmed);
-        self.follow(&self.resource_quotas, Api::all(client.clone()), all(), slimmed);
-        self.follow(&self.disruption_budgets, Api::all(client.clone()), all(), slimmed);
-        self.follow(&self.autoscalers, Api::all(client.clone()), all(), slimmed);
-        self.follow(&self.service_accounts, Api::all(client.clone()), all(), slimmed);
-        self.follow(&self.services, Api::all(client.clone()), all(), slimmed);
-        self.follow(&self.endpoints, Api::all(client.clone()), all(), slimmed);
-        self.follow(&self.endpoint_slices, Api::all(client.clone()), all(), slimmed);
-        self.follow(&self.service_cidrs, Api::all(client.clone()), all(), slimmed);
-        self.follow(&self.volumes, Api::all(client.clone()), all(), slimmed);
-        self.follow(&self.storage_classes, Api::all(client.clone()), all(), slimmed);
-        self.follow(
-            &self.token_secrets,
-            Api::all(client.clone()),
-            watcher::Config::default().fields(&format!("type={SECRET_TYPE}")),
-            slimmed,
-        );
-        self.follow(&self.cluster_roles, Api::all(client.clone()), all(), slimmed);
-        let named = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
-        self.follow(
-            &self.root_ca_maps,
-            Api::all(client.clone()),
-            named(ROOT_CA_CONFIG_MAP),
-            slimmed,
-        );
+        self.follow(&self.pods, None, "", PodView::from as fn(Pod) -> _);
+        self.follow(&self.nodes, None, "", slimmed);
+        self.follow(&self.leases, Some(NODE_LEASE_NAMESPACE), "", slimmed);
+        self.follow(&self.replica_sets, None, "", slimmed);
+        self.follow(&self.replication_controllers, None, "", slimmed);
+        self.follow(&self.deployments, None, "", slimmed);
+        self.follow(&self.daemon_sets, None, "", slimmed);
+        self.follow(&self.stateful_sets, None, "", slimmed);
+        self.follow(&self.revisions, None, "", slimmed);
+        self.follow(&self.jobs, None, "", slimmed);
+        self.follow(&self.cron_jobs, None, "", slimmed);
+        self.follow(&self.claims, None, "", slimmed);
+        self.follow(&self.namespaces, None, "", slimmed);
+        self.follow(&self.resource_quotas, None, "", slimmed);
+        self.follow(&self.disruption_budgets, None, "", slimmed);
+        self.follow(&self.autoscalers, None, "", slimmed);
+        self.follow(&self.service_accounts, None, "", slimmed);
+        self.follow(&self.services, None, "", slimmed);
+        self.follow(&self.endpoints, None, "", slimmed);
+        self.follow(&self.endpoint_slices, None, "", slimmed);
+        self.follow(&self.service_cidrs, None, "", slimmed);
+        self.follow(&self.volumes, None, "", slimmed);
+        self.follow(&self.storage_classes, None, "", slimmed);
+        self.follow(&self.cluster_roles, None, "", slimmed);
+        let tokens = format!("type={SECRET_TYPE}");
+        self.follow(&self.token_secrets, None, &tokens, slimmed);
+        let root_ca = format!("metadata.name={ROOT_CA_CONFIG_MAP}");
+        self.follow(&self.root_ca_maps, None, &root_ca, slimmed);
     }
 
-    fn follow<K, V>(
-        &self,
-        store: &Arc<Store<V>>,
-        api: Api<Lean<K>>,
-        config: watcher::Config,
-        project: impl Fn(K) -> V + Send + Sync + 'static,
-    ) where
-        K: kube::Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
+    /// Follows the objects of a kind in `namespace`, or everywhere, that match the field selector.
+    fn follow<K, V>(&self, store: &Arc<Store<V>>, namespace: Option<&str>, fields: &str, project: fn(K) -> V)
+    where
+        K: kube::Resource<DynamicType = ()> + DeserializeOwned + 'static,
         V: Cached,
     {
+        let api = match namespace {
+            Some(namespace) => Unread::namespaced::<K>(self.client.clone(), namespace),
+            None => Unread::all::<K>(self.client.clone()),
+        };
+        let config = watcher::Config {
+            field_selector: (!fields.is_empty()).then(|| fields.to_owned()),
+            ..watcher::Config::default()
+        };
         let (store, shutdown) = (store.clone(), self.shutdown.clone());
         self.tracker
             .spawn(async move { store.follow(api, config, project, shutdown).await });

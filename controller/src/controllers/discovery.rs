@@ -9,7 +9,7 @@ use kube::core::{ApiResource, PartialObjectMeta};
 use kube::discovery::{Discovery, Scope, verbs};
 
 use super::ControllerError;
-use crate::informer::Lean;
+use crate::informer::Unread;
 
 /// Any object, as far as its metadata goes.
 pub(crate) type AnyMeta = PartialObjectMeta<DynamicObject>;
@@ -44,7 +44,7 @@ impl AnyKind {
     }
 
     /// Requests of an informer, which follows all objects of this kind.
-    pub(crate) fn watched(&self, client: &Client) -> Api<Lean<AnyMeta>> {
+    pub(crate) fn watched(&self, client: &Client) -> Api<Unread> {
         Api::all_with(client.clone(), &self.resource)
     }
 

@@ -1,13 +1,12 @@
 //! What the scheduler watches, and what it tells the owner of the snapshot.
 
-use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::runtime::watcher;
-use kube::{Api, Client, Resource};
+use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -17,7 +16,7 @@ use super::effects::{BindError, Binding};
 use super::pod::{Alike, PodInfo};
 use super::preempt::BudgetView;
 use super::volumes::{ClaimView, ClassView, VolumeView};
-use crate::informer::{Cached, Change, Lean, Store, slim};
+use crate::informer::{Cached, Change, Store, Unread, slim};
 
 /// The state of an object before and after a change.
 pub(super) struct Changed<V> {
@@ -81,7 +80,7 @@ impl Starter<'_> {
         message: impl Fn(Changed<V>) -> Message + Send + Sync + 'static,
     ) -> Arc<Store<V>>
     where
-        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+        K: Resource<DynamicType = ()> + DeserializeOwned + 'static,
         V: Cached,
     {
         let store: Arc<Store<V>> = Store::new();
@@ -91,7 +90,7 @@ impl Starter<'_> {
         });
         let (followed, api, stop) = (
             store.clone(),
-            Api::<Lean<K>>::all(self.client.clone()),
+            Unread::all::<K>(self.client.clone()),
             self.shutdown.clone(),
         );
         self.tracker.spawn(async move {
