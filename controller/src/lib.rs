@@ -28,6 +28,7 @@ pub mod server;
 mod simulation;
 pub mod store;
 pub mod token;
+mod typed;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;

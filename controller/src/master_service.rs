@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::allocation::ranges::ServiceRange;
+use crate::typed;
 
 /// The Service's name, and that of the range its address is from.
 const NAME: &str = "kubernetes";
@@ -281,7 +282,7 @@ where
     if let Some(found) = api.get_opt(&name).await? {
         return Ok(Some(found));
     }
-    let object: K = serde_json::from_value(object).map_err(kube::Error::SerdeError)?;
+    let object: K = typed::from_value(&object).map_err(kube::Error::SerdeError)?;
     match api.create(&PostParams::default(), &object).await {
         Ok(_) => Ok(None),
         Err(error) if crate::controllers::is_conflict(&error) => api.get_opt(&name).await,
@@ -298,10 +299,10 @@ async fn replace_if_different<K>(
 where
     K: Clone + std::fmt::Debug + Serialize + DeserializeOwned + kube::Resource<DynamicType = ()>,
 {
-    let current = serde_json::to_value(found).map_err(kube::Error::SerdeError)?;
+    let current = typed::to_value(found).map_err(kube::Error::SerdeError)?;
     // Through the type, so that both have the same shape.
-    let typed: K = serde_json::from_value(wanted).map_err(kube::Error::SerdeError)?;
-    let wanted = serde_json::to_value(&typed).map_err(kube::Error::SerdeError)?;
+    let shaped: K = typed::from_value(&wanted).map_err(kube::Error::SerdeError)?;
+    let wanted = typed::to_value(&shaped).map_err(kube::Error::SerdeError)?;
     if parts.iter().all(|part| current[*part] == wanted[*part]) {
         return Ok(());
     }

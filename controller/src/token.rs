@@ -12,6 +12,8 @@ use kube::{Client, Config};
 use rand::RngExt as _;
 use serde_json::json;
 
+use crate::typed;
+
 /// `weft token …`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
@@ -135,7 +137,7 @@ pub async fn create(client: &Client, lifetime: Option<Duration>) -> Result<Token
         object["stringData"]["expiration"] = json!(expires);
     }
     let secrets: Api<Secret> = Api::namespaced(client.clone(), "kube-system");
-    let object = serde_json::from_value(object).map_err(kube::Error::SerdeError)?;
+    let object = typed::from_value(&object).map_err(kube::Error::SerdeError)?;
     secrets.create(&PostParams::default(), &object).await?;
     Ok(Token {
         token: format!("{id}.{secret}"),

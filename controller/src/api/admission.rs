@@ -92,7 +92,7 @@ fn claim(call: &Call, claim: &mut Value) {
         return;
     }
     let classes = call.server.store.list("storage.k8s.io/storageclasses", "").items;
-    let typed = |class: Arc<Object>| serde_json::from_value(class.value()).ok().map(Arc::new);
+    let typed = |class: Arc<Object>| serde_json::from_slice(class.body()).ok().map(Arc::new);
     let classes: Vec<_> = classes.into_iter().filter_map(typed).collect();
     if let Some(class) = default_class(&classes) {
         claim["spec"]["storageClassName"] = json!(class.metadata.name);

@@ -19,13 +19,14 @@ use tracing::debug;
 use super::claim::{claims, controller_reference, settle};
 use super::deployment::template;
 use super::{Context, ControllerError, is_conflict, is_not_found};
+use crate::typed;
 
 /// Label of pods and revisions: the revision's hash.
 pub const HASH_LABEL: &str = "controller-revision-hash";
 
 /// What a revision keeps: a patch that puts the template back.
 fn data(template: &PodTemplateSpec) -> Value {
-    let mut template = serde_json::to_value(template).unwrap_or_default();
+    let mut template = typed::to_value(template).unwrap_or_default();
     template["$patch"] = json!("replace");
     json!({ "spec": { "template": template } })
 }
@@ -34,7 +35,7 @@ fn data(template: &PodTemplateSpec) -> Value {
 pub fn template_of(revision: &ControllerRevision) -> Option<PodTemplateSpec> {
     let mut template = revision.data.as_ref()?.0.pointer("/spec/template")?.clone();
     template.as_object_mut()?.remove("$patch");
-    serde_json::from_value(template).ok()
+    typed::from_value(&template).ok()
 }
 
 /// Whether a revision keeps this template.

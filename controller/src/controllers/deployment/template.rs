@@ -3,6 +3,8 @@
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use serde_json::Value;
 
+use crate::typed;
+
 /// Label by which the pods of one revision differ from those of another.
 pub const HASH_LABEL: &str = "pod-template-hash";
 
@@ -33,7 +35,7 @@ pub fn hash(template: &PodTemplateSpec, collisions: i32) -> String {
 }
 
 fn canonical(template: &PodTemplateSpec) -> Value {
-    let mut value = serde_json::to_value(template).unwrap_or_default();
+    let mut value = typed::to_value(template).unwrap_or_default();
     if let Some(labels) = value
         .pointer_mut("/metadata/labels")
         .and_then(Value::as_object_mut)
