@@ -358,8 +358,7 @@ impl World {
         let (client, fleet, stop) = (self.client.clone(), self.fleet.clone(), self.stop.clone());
         tokio::spawn(async move {
             let leases: Api<k8s_openapi::api::coordination::v1::Lease> =
-                Api::namespaced(client.clone(), "kube-node-lease");
-            let pods: Api<Pod> = Api::all(client.clone());
+                Api::namespaced(client, "kube-node-lease");
             while !stop.is_cancelled() {
                 let alive: Vec<String> = {
                     let nodes = fleet.nodes.lock().unwrap();
@@ -381,7 +380,14 @@ impl World {
                         let _ = leases.create(&PostParams::default(), &lease).await;
                     }
                 }
-                // A node keeps trying what it could not report while the API was away.
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        });
+        // A node keeps trying what it could not report while the API was away; its heart does not wait for that.
+        let (client, fleet, stop) = (self.client.clone(), self.fleet.clone(), self.stop.clone());
+        tokio::spawn(async move {
+            let pods: Api<Pod> = Api::all(client.clone());
+            while !stop.is_cancelled() {
                 if let Ok(list) = pods.list(&ListParams::default()).await {
                     for pod in list.items {
                         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
