@@ -52,7 +52,16 @@ Examples:
   It logs the command that nodes join with, and writes admin.kubeconfig into its data directory:
     KUBECONFIG=/var/lib/weft/controller/admin.kubeconfig kubectl get nodes
   One of several, which share an etcd and the `pki` directory:
-    weft controller --advertise-address 192.0.2.10 --store etcd://192.0.2.21:2379";
+    weft controller --advertise-address 192.0.2.10 --store etcd://192.0.2.21:2379
+  Without Jobs and the scheduler:
+    weft controller --advertise-address 192.0.2.10 --controllers='*,-job,-scheduler'
+  Controllers and scheduler against an API server elsewhere; several of them stand by for each other:
+    weft controller --kubeconfig admin.kubeconfig
+  Some of them, under an election of their own, in a pod with a service account's token:
+    weft controller --api https://kubernetes.default.svc --controllers=job,cronjob --leader-elect-resource-name=jobs
+
+A controller must run once in a cluster: switch off in the other place what you run here, with --api-only or --controllers
+under Weft, with kube-controller-manager's --controllers under Kubernetes.";
 const INSTALL_EXAMPLES: &str = "\
 Examples:
   A node:
@@ -65,7 +74,7 @@ pub enum Command {
     /// Run the node agent
     #[command(after_help = AGENT_EXAMPLES)]
     Agent(Box<AgentArgs>),
-    /// Run the control plane: API server, controllers, scheduler
+    /// Run the control plane: API server, controllers, scheduler; or the latter two against an API server elsewhere
     #[command(after_help = CONTROLLER_EXAMPLES)]
     Controller(Box<weft_controller::Args>),
     /// Make and list the tokens that machines join with

@@ -44,9 +44,9 @@ fn run(command: Command) -> Result<()> {
             serve(|shutdown| async move { Ok(agent::run(config, shutdown).await?) })?;
         }
         Command::Controller(args) => {
-            let config = args.validate()?;
-            tracing::info!(?config, "starting");
-            serve(|shutdown| async move { Ok(weft_controller::run(config, shutdown).await?) })?;
+            let mode = args.validate()?;
+            tracing::info!(?mode, "starting");
+            serve(|shutdown| async move { Ok(weft_controller::start(mode, shutdown).await?) })?;
         }
         Command::Token(args) => {
             serve(|_| async move { Ok(weft_controller::token::run(args, &mut out).await?) })?;

@@ -4,23 +4,69 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args as ClapArgs;
+use clap::{ArgGroup, Args as ClapArgs};
+use http::Uri;
+use http::uri::PathAndQuery;
 use ipnetwork::IpNetwork;
 
 use crate::api::Limits;
 use crate::api::audit::AuditConfig;
-use crate::controllers::ControllersConfig;
+use crate::controllers::{Choice, ControllersConfig, selection};
 use crate::store::etcd;
+use crate::{leader, remote};
+
+/// Where the API is served, and where health and metrics are if another server serves it.
+const API_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 6443);
+const HEALTH_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 10257);
+
+/// Flags that say how the API is served: of no use where another server does.
+const SERVING: [&str; 11] = [
+    "advertise_address",
+    "tls_san",
+    "service_cidr",
+    "store",
+    "encryption_key_file",
+    "max_requests_inflight",
+    "client_qps",
+    "client_burst",
+    "client_watches",
+    "audit_log",
+    "api_only",
+];
 
 /// The command line of `weft controller`.
 #[derive(ClapArgs, Clone, Debug)]
+#[command(group(ArgGroup::new("elsewhere").multiple(true)))]
 pub struct Args {
+    /// Run controllers and scheduler against this API server, https://HOST:PORT, in place of serving one; with --kubeconfig, it
+    /// replaces the file's server; without, the credentials are those of the pod's service account
+    #[arg(long, visible_alias = "master", group = "elsewhere", value_parser = api_server, conflicts_with_all = SERVING)]
+    pub api: Option<Uri>,
+    /// Run controllers and scheduler against the API server that this file names, with its credentials
+    #[arg(long, group = "elsewhere", conflicts_with_all = SERVING)]
+    pub kubeconfig: Option<PathBuf>,
+    /// Name of the Lease in kube-system that those who run the same controllers against an API server elect one by
+    #[arg(long, requires = "elsewhere", default_value = leader::LEASE, value_parser = lease_name)]
+    pub leader_elect_resource_name: String,
+    /// Key that signs the tokens kept in Secrets, PEM (P-256; Weft's is pki/sa.key); without it, serviceaccount-token does
+    /// nothing against an API server elsewhere
+    #[arg(long, requires = "elsewhere")]
+    pub service_account_private_key_file: Option<PathBuf>,
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "*",
+        allow_hyphen_values = true,
+        help = controllers_help()
+    )]
+    pub controllers: Vec<Choice>,
     /// Directory of the store, the certificates and admin.kubeconfig.
     #[arg(long, env = "WEFT_DATA_DIR", default_value = "/var/lib/weft/controller")]
     pub data_dir: PathBuf,
-    /// Address to serve the API on; port 0 lets the system choose one.
-    #[arg(long, env = "WEFT_LISTEN", default_value = "0.0.0.0:6443")]
-    pub listen: SocketAddr,
+    /// Address to serve the API on, or health and metrics if the API is elsewhere; port 0 lets the system choose one
+    /// [default: 0.0.0.0:6443, or 0.0.0.0:10257].
+    #[arg(long, env = "WEFT_LISTEN")]
+    pub listen: Option<SocketAddr>,
     /// Address that nodes reach this machine by; by default the address listened on, or else the one of the default route.
     #[arg(long, env = "WEFT_ADVERTISE_ADDRESS")]
     pub advertise_address: Option<IpAddr>,
@@ -142,7 +188,16 @@ pub enum ConfigError {
     Controllers(#[from] crate::controllers::ControllerError),
 }
 
-/// A configuration that was checked.
+/// What `weft controller` is asked to be.
+#[derive(Clone, Debug)]
+pub enum Mode {
+    /// An API server, with its controllers and scheduler or without.
+    Server(Box<Config>),
+    /// Controllers and scheduler against an API server elsewhere.
+    Remote(Box<remote::Config>),
+}
+
+/// The configuration of an API server, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Directory of the store, the certificates and admin.kubeconfig.
@@ -178,8 +233,13 @@ impl Args {
     ///
     /// # Errors
     /// If ranges overlap or the controllers refuse their settings.
-    pub fn validate(self) -> Result<Config, ConfigError> {
+    pub fn validate(self) -> Result<Mode, ConfigError> {
         let Self {
+            api,
+            kubeconfig,
+            leader_elect_resource_name,
+            service_account_private_key_file,
+            controllers,
             data_dir,
             listen,
             advertise_address,
@@ -227,12 +287,25 @@ impl Args {
             node_monitor_grace_period,
             pod_eviction_timeout,
             unreachable_force_delete_after,
+            selection: controllers.into(),
             ..ControllersConfig::default()
         };
         controllers.validate()?;
+        if api.is_some() || kubeconfig.is_some() {
+            return Ok(Mode::Remote(Box::new(remote::Config {
+                api,
+                kubeconfig,
+                controllers,
+                service_account_key: service_account_private_key_file,
+                lease: leader_elect_resource_name,
+                listen: listen.unwrap_or(HEALTH_ADDRESS),
+                ready_file,
+            })));
+        }
+        let listen = listen.unwrap_or(API_ADDRESS);
         let (addresses, names): (Vec<_>, Vec<_>) =
             tls_san.into_iter().partition(|san| san.parse::<IpAddr>().is_ok());
-        Ok(Config {
+        Ok(Mode::Server(Box::new(Config {
             limits: Limits {
                 requests: max_requests_inflight,
                 workload_requests: (max_requests_inflight * 2).div_ceil(3),
@@ -265,7 +338,27 @@ impl Args {
             }),
             api_only,
             ready_file,
-        })
+        })))
+    }
+}
+
+fn controllers_help() -> String {
+    format!(
+        "Which controllers run: * for all that are not named, NAME for that one, -NAME for not that one; `-controller` at a \
+         name's end may be there or not. All: {}",
+        selection::names().collect::<Vec<_>>().join(", ")
+    )
+}
+
+fn lease_name(text: &str) -> Result<String, String> {
+    crate::resources::subdomain_problem(text).map_or_else(|| Ok(text.to_owned()), Err)
+}
+
+fn api_server(text: &str) -> Result<Uri, String> {
+    let uri: Uri = text.parse().map_err(|error| format!("{error}"))?;
+    match (uri.scheme_str(), uri.path_and_query().map(PathAndQuery::as_str)) {
+        (Some("https"), None | Some("/")) => Ok(uri),
+        _ => Err(format!("{text:?} is not https://HOST:PORT")),
     }
 }
 
@@ -375,6 +468,20 @@ mod tests {
         }
         assert!(etcd_prefix("/weft/").is_ok_and(|prefix| prefix == "/weft"));
         assert!(etcd_prefix("/").is_err() && etcd_prefix("/a:b").is_err());
+    }
+
+    #[test]
+    fn api_servers_are_https() {
+        for good in [
+            "https://192.0.2.1:6443",
+            "https://kubernetes.default.svc/",
+            "https://[::1]:1",
+        ] {
+            assert!(api_server(good).is_ok(), "{good}");
+        }
+        for bad in ["http://a:1", "a:1", "https://", "https://a/b", "https://a?b", ""] {
+            assert!(api_server(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

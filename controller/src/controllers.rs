@@ -29,7 +29,9 @@ pub mod pod_gc;
 pub mod replication;
 pub mod resource_quota;
 pub(crate) mod role_aggregation;
+pub(crate) mod root_ca;
 pub(crate) mod scale;
+pub mod selection;
 pub mod service_account;
 pub(crate) mod service_cidr;
 pub mod share;
@@ -53,6 +55,7 @@ use tracing::{Instrument, debug, info, info_span};
 
 pub use config::ControllersConfig;
 pub(crate) use context::Context;
+pub use selection::{Choice, Selection};
 
 use crate::informer::ObjectKey;
 use crate::metrics;
@@ -163,15 +166,20 @@ pub(crate) type Outcome = Result<Option<Duration>, ControllerError>;
 /// Subscribes a controller to what it watches, and starts its workers.
 type Start = fn(&Arc<Context>);
 
-/// The controllers, in the order in which they start.
+/// The controllers, in the order in which they start, under the names that kube-controller-manager gives them.
 const CONTROLLERS: &[(&str, Start)] = &[
     ("node-ipam", node_ipam::start),
     ("node-lifecycle", node_lifecycle::start),
     ("taint-eviction", taint_eviction::start),
-    ("service-account", service_account::start),
+    ("serviceaccount", service_account::start),
+    ("root-ca-certificate-publisher", root_ca::start),
     ("serviceaccount-token", token::start),
     ("clusterrole-aggregation", role_aggregation::start),
-    ("replication", replication::start),
+    ("replicaset", replication::start_replica_sets),
+    (
+        "replicationcontroller",
+        replication::start_replication_controllers,
+    ),
     ("deployment", deployment::start),
     ("daemonset", daemon_set::start),
     ("statefulset", stateful_set::start),
@@ -179,21 +187,25 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("cronjob", cron_job::start),
     ("ttl-after-finished", ttl_after_finished::start),
     ("endpoints", endpoints::legacy::start),
-    ("endpoint-slice", endpoints::slices::start),
-    ("endpoint-slice-mirroring", endpoints::mirror::start),
+    ("endpointslice", endpoints::slices::start),
+    ("endpointslice-mirroring", endpoints::mirror::start),
     ("service-cidr", service_cidr::start),
-    ("volume-binder", volumes::binder::start),
-    ("volume-protection", volumes::protection::start),
+    ("persistentvolume-binder", volumes::binder::start),
+    ("persistentvolume-protection", volumes::protection::start_volumes),
+    (
+        "persistentvolumeclaim-protection",
+        volumes::protection::start_claims,
+    ),
     ("local-path", volumes::local_path::start),
-    ("resource-quota", resource_quota::start),
+    ("resourcequota", resource_quota::start),
     ("disruption", disruption::start),
     ("horizontal-pod-autoscaler", autoscaler::start),
-    ("pod-gc", pod_gc::start),
+    ("pod-garbage-collector", pod_gc::start),
     ("garbage-collector", garbage::start),
     ("namespace", namespace::start),
 ];
 
-/// Runs all controllers until `shutdown`.
+/// Runs the selected controllers until `shutdown`.
 ///
 /// # Errors
 /// [`ControllerError::Config`] if the configuration cannot work. Failures of the API are retried for ever.
@@ -203,13 +215,21 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), ControllerError> {
     config.validate()?;
+    let chosen = CONTROLLERS
+        .iter()
+        .filter(|(name, _)| config.selection.includes(name));
+    let chosen: Vec<_> = chosen.collect();
+    if chosen.is_empty() {
+        shutdown.cancelled().await;
+        return Ok(());
+    }
     let context = Context::new(client, config, shutdown.clone());
-    for (name, start) in CONTROLLERS {
+    for (name, start) in &chosen {
         debug!(controller = name, "starting");
         start(&context);
     }
     context.follow_all();
-    info!(controllers = CONTROLLERS.len(), "controllers started");
+    info!(controllers = chosen.len(), "controllers started");
     shutdown.cancelled().await;
     context.tracker.close();
     context.tracker.wait().await;

@@ -16,14 +16,19 @@ use kube::{Client, ResourceExt as _};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::controllers::chain;
+use crate::metrics;
+
 /// Namespace of the Lease.
-const NAMESPACE: &str = "kube-system";
-/// Its name.
-const NAME: &str = "weft-controller";
+pub const NAMESPACE: &str = "kube-system";
+/// Its name, unless another one is asked for.
+pub const LEASE: &str = "weft-controller";
 
 /// How an election is held. Pods stay unscheduled for `duration` and a little more after a leader dies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Election {
+    /// Name of the Lease.
+    pub lease: String,
     /// Who we are; unique among the controllers.
     pub identity: String,
     /// After how long a silent leader is replaced.
@@ -38,11 +43,17 @@ impl Election {
     /// The election's ordinary times.
     pub fn new(identity: String) -> Self {
         Self {
+            lease: LEASE.to_owned(),
             identity,
             duration: Duration::from_secs(8),
             renew_deadline: Duration::from_secs(5),
             period: Duration::from_secs(1),
         }
+    }
+
+    /// How long work may go on after the leader has given up, before somebody else may lead.
+    pub fn grace(&self) -> Duration {
+        self.duration.saturating_sub(self.renew_deadline)
     }
 }
 
@@ -89,7 +100,7 @@ impl Candidate {
     /// Tries to get or keep the Lease; whether it is ours now.
     async fn try_once(&mut self) -> Result<bool, kube::Error> {
         let now = Instant::now();
-        let Some(lease) = self.leases.get_opt(NAME).await? else {
+        let Some(lease) = self.leases.get_opt(&self.election.lease).await? else {
             let lease = self.claimed(Lease::default(), true);
             return match self.leases.create(&PostParams::default(), &lease).await {
                 Ok(_) => Ok(true),
@@ -109,7 +120,8 @@ impl Candidate {
             return Ok(false);
         }
         let lease = self.claimed(lease, next == Move::Take);
-        match self.leases.replace(NAME, &PostParams::default(), &lease).await {
+        let name = &self.election.lease;
+        match self.leases.replace(name, &PostParams::default(), &lease).await {
             Ok(_) => Ok(true),
             Err(error) if crate::controllers::is_conflict(&error) => Ok(false),
             Err(error) => Err(error),
@@ -118,7 +130,7 @@ impl Candidate {
 
     fn claimed(&self, mut lease: Lease, taken: bool) -> Lease {
         let now = MicroTime(Timestamp::now());
-        lease.metadata.name = Some(NAME.to_owned());
+        lease.metadata.name = Some(self.election.lease.clone());
         lease.metadata.namespace = Some(NAMESPACE.to_owned());
         let spec = lease.spec.get_or_insert_default();
         spec.holder_identity = Some(self.election.identity.clone());
@@ -134,13 +146,14 @@ impl Candidate {
     /// Lets the others go on at once.
     async fn release(&self) {
         let released = async {
-            let Some(mut lease) = self.leases.get_opt(NAME).await? else {
+            let Some(mut lease) = self.leases.get_opt(&self.election.lease).await? else {
                 return Ok(());
             };
             let spec = lease.spec.get_or_insert_default();
             if spec.holder_identity.as_deref() == Some(&self.election.identity) {
                 spec.holder_identity = None;
-                self.leases.replace(NAME, &PostParams::default(), &lease).await?;
+                let name = &self.election.lease;
+                self.leases.replace(name, &PostParams::default(), &lease).await?;
             }
             Ok::<_, kube::Error>(())
         };
@@ -173,9 +186,11 @@ where
         observed: None,
     };
     let identity = candidate.election.identity.clone();
+    let leading = metrics::LEADING.with(&[("name", candidate.election.lease.as_str())]);
     info!(%identity, "waiting to lead");
     while wait_to_lead(&mut candidate, &shutdown).await {
         info!(%identity, "leading");
+        leading.set(1);
         let stop = shutdown.child_token();
         let keep = async {
             keep_leading(&mut candidate, &stop).await;
@@ -189,6 +204,7 @@ where
             },
             keep
         );
+        leading.set(0);
         candidate.release().await;
         result?;
         if !shutdown.is_cancelled() {
@@ -200,11 +216,17 @@ where
 
 /// Whether we lead; `false` at the end.
 async fn wait_to_lead(candidate: &mut Candidate, shutdown: &CancellationToken) -> bool {
+    let deadline = candidate.election.renew_deadline;
     loop {
-        match candidate.try_once().await {
-            Ok(true) => return !shutdown.is_cancelled(),
-            Ok(false) => {}
-            Err(error) => warn!(%error, "the leader's lease cannot be read or written"),
+        let tried = tokio::select! {
+            () = shutdown.cancelled() => return false,
+            tried = tokio::time::timeout(deadline, candidate.try_once()) => tried,
+        };
+        match tried {
+            Ok(Ok(true)) => return !shutdown.is_cancelled(),
+            Ok(Ok(false)) => {}
+            Ok(Err(error)) => warn!(error = %chain(&error), "the leader's lease cannot be read or written"),
+            Err(_) => warn!("the leader's lease cannot be read or written in time"),
         }
         tokio::select! {
             () = shutdown.cancelled() => return false,

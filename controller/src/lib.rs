@@ -8,6 +8,7 @@ pub mod allocation;
 pub mod api;
 pub mod auth;
 pub mod config;
+mod control;
 pub mod controllers;
 pub mod cron;
 pub mod custom;
@@ -19,6 +20,7 @@ pub mod pki;
 pub mod quantity;
 pub mod queue;
 pub mod quota;
+pub mod remote;
 pub mod resources;
 pub mod scheduler;
 pub mod schema;
@@ -44,12 +46,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-pub use config::{Args, Config};
+pub use config::{Args, Config, Mode};
 
 use crate::allocation::ranges::ServiceRange;
 use crate::api::audit::AuditLog;
 use crate::auth::rbac;
 use crate::auth::service_account::keys::TokenKeys;
+use crate::control::Control;
 use crate::leader::Election;
 use crate::pki::{Authority, PkiError};
 use crate::server::certificate::ServerCertificate;
@@ -84,6 +87,12 @@ pub enum RunError {
     /// The first objects cannot be made.
     #[error("cannot create the first objects")]
     Seed(#[source] Box<kube::Error>),
+    /// The API server elsewhere cannot be worked with.
+    #[error(transparent)]
+    Remote(#[from] remote::RemoteError),
+    /// Another process may lead while this one still works.
+    #[error("the leader's Lease is lost, and the work under it does not stop in time")]
+    Overdue,
     /// A controller or the scheduler ended.
     #[error("{0} ended, which it must not")]
     Ended(&'static str),
@@ -93,6 +102,17 @@ pub enum RunError {
     /// The scheduler refuses to run.
     #[error(transparent)]
     Scheduler(#[from] scheduler::SchedulerError),
+}
+
+/// Runs what is asked for until `shutdown`.
+///
+/// # Errors
+/// If a part of it cannot start, or ends on its own.
+pub async fn start(mode: Mode, shutdown: CancellationToken) -> Result<(), RunError> {
+    match mode {
+        Mode::Server(config) => run(*config, shutdown).await,
+        Mode::Remote(config) => remote::run(*config, shutdown).await,
+    }
 }
 
 /// Runs the control plane until `shutdown`.
@@ -196,7 +216,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
             token_keys: Some(token_keys),
             ..config.controllers.clone()
         };
-        let control = Control { client, settings };
+        let control = Control {
+            client,
+            settings,
+            bounded: false,
+        };
         let stop = shutdown.clone();
         parts.spawn(async move { control.run(election, stop).await });
     }
@@ -209,6 +233,14 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
         authority.pin()?
     );
 
+    supervise(parts, shutdown).await
+}
+
+/// Waits until `shutdown` has ended all parts; one that ends before ends all.
+async fn supervise(
+    mut parts: JoinSet<Result<&'static str, RunError>>,
+    shutdown: CancellationToken,
+) -> Result<(), RunError> {
     let mut result = Ok(());
     while let Some(ended) = parts.join_next().await {
         let ended = ended.unwrap_or(Err(RunError::Ended("a task")));
@@ -218,56 +250,6 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
         }
     }
     result
-}
-
-/// The parts of which one may run in a cluster.
-struct Control {
-    client: Client,
-    settings: controllers::ControllersConfig,
-}
-
-impl Control {
-    /// Runs controllers and scheduler: at once, or while the election is won.
-    async fn run(
-        self,
-        election: Option<Election>,
-        shutdown: CancellationToken,
-    ) -> Result<&'static str, RunError> {
-        match election {
-            None => self.work(shutdown).await?,
-            Some(election) => {
-                leader::lead(self.client.clone(), election, shutdown, |stop| self.work(stop)).await?;
-            }
-        }
-        Ok("control")
-    }
-
-    async fn work(&self, stop: CancellationToken) -> Result<(), RunError> {
-        let controllers = async {
-            let ended = controllers::run(self.client.clone(), self.settings.clone(), stop.clone()).await;
-            ended_early(&stop, "controllers", ended.map_err(RunError::from))
-        };
-        let scheduler = async {
-            let settings = scheduler::SchedulerConfig::default();
-            let ended = scheduler::run(self.client.clone(), settings, stop.clone()).await;
-            ended_early(&stop, "scheduler", ended.map_err(RunError::from))
-        };
-        tokio::try_join!(controllers, scheduler).map(drop)
-    }
-}
-
-/// A part that ends before it is told to takes the others with it.
-fn ended_early(
-    stop: &CancellationToken,
-    part: &'static str,
-    result: Result<(), RunError>,
-) -> Result<(), RunError> {
-    result?;
-    if stop.is_cancelled() {
-        Ok(())
-    } else {
-        Err(RunError::Ended(part))
-    }
 }
 
 /// Replaces the server's and the administrator's certificates long before they end, for controllers that run for years.

@@ -48,6 +48,12 @@ pub static RETRIES: Family<Counter> = Family::new(
     "Reconciles that failed and are tried again.",
     "counter",
 );
+/// Whether this process holds a Lease (`name`), by which one of several works.
+pub static LEADING: Family<Gauge> = Family::new(
+    "leader_election_master_status",
+    "Whether this process leads: 1, or 0 while it stands by.",
+    "gauge",
+);
 /// The scheduler's decisions, by `result`.
 pub static DECISIONS: Family<Counter> = Family::new(
     "scheduler_schedule_attempts_total",
@@ -256,6 +262,7 @@ pub(crate) fn text() -> String {
     QUEUE_DEPTH.write(&mut text);
     WORK_SECONDS.write(&mut text);
     RETRIES.write(&mut text);
+    LEADING.write(&mut text);
     DECISIONS.write(&mut text);
     DECISION_SECONDS.write(&mut text);
     text

@@ -76,22 +76,22 @@ impl Authority {
         fs::create_dir_all(directory).map_err(file(directory))?;
         let (certificate_path, key_path) = (directory.join("ca.crt"), directory.join("ca.key"));
         if !certificate_path.exists() || !key_path.exists() {
-            let key = KeyPair::generate()?;
-            let mut params = CertificateParams::default();
-            params.distinguished_name = name("weft-ca", None);
-            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            params.key_usages = vec![
-                KeyUsagePurpose::KeyCertSign,
-                KeyUsagePurpose::CrlSign,
-                KeyUsagePurpose::DigitalSignature,
-            ];
-            set_validity(&mut params, AUTHORITY_SECONDS);
-            let certificate = params.self_signed(&key)?;
-            write_private(&key_path, &key.serialize_pem())?;
-            write_public(&certificate_path, &certificate.pem())?;
+            let fresh = generate()?;
+            write_private(&key_path, &fresh.key)?;
+            write_public(&certificate_path, &fresh.certificate)?;
         }
         let certificate = fs::read_to_string(&certificate_path).map_err(file(&certificate_path))?;
         let key = fs::read_to_string(&key_path).map_err(file(&key_path))?;
+        let issuer = Issuer::from_ca_cert_pem(&certificate, KeyPair::from_pem(&key)?)?;
+        Ok(Self { certificate, issuer })
+    }
+
+    /// One that is kept nowhere, for a process that vouches for itself alone.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn ephemeral() -> Result<Self, PkiError> {
+        let Credentials { certificate, key } = generate()?;
         let issuer = Issuer::from_ca_cert_pem(&certificate, KeyPair::from_pem(&key)?)?;
         Ok(Self { certificate, issuer })
     }
@@ -165,6 +165,24 @@ impl Authority {
             key: key.serialize_pem(),
         })
     }
+}
+
+/// An authority's certificate and key.
+fn generate() -> Result<Credentials, PkiError> {
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = name("weft-ca", None);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::CrlSign,
+        KeyUsagePurpose::DigitalSignature,
+    ];
+    set_validity(&mut params, AUTHORITY_SECONDS);
+    Ok(Credentials {
+        certificate: params.self_signed(&key)?.pem(),
+        key: key.serialize_pem(),
+    })
 }
 
 /// The common name and organisations that a certificate request asks for.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-use super::ControllerError;
+use super::{ControllerError, Selection};
 use crate::auth::service_account::keys::TokenKeys;
 
 /// Settings of all controllers. The defaults are Kubernetes' own.
@@ -38,6 +38,8 @@ pub struct ControllersConfig {
     pub root_ca_pem: String,
     /// Keys that sign the tokens kept in Secrets; `None`: none are made.
     pub token_keys: Option<Arc<TokenKeys>>,
+    /// Which of them run, and whether the scheduler does.
+    pub selection: Selection,
     /// How many keys of one controller are worked on at a time.
     pub workers: usize,
     /// How many requests one reconcile keeps in flight in a batch.
@@ -60,6 +62,7 @@ impl Default for ControllersConfig {
             autoscaler_period: Duration::from_secs(15),
             root_ca_pem: String::new(),
             token_keys: None,
+            selection: Selection::default(),
             workers: 5,
             batch_concurrency: 64,
         }
@@ -91,6 +94,12 @@ impl ControllersConfig {
                     cidr.prefix()
                 )));
             }
+        }
+        if self.selection.is_empty() {
+            return Err(ControllerError::Config(
+                "--controllers selects nothing: begin it with * for all but those that follow with a -"
+                    .into(),
+            ));
         }
         if self.workers == 0 || self.batch_concurrency == 0 {
             return Err(ControllerError::Config(

@@ -27,9 +27,12 @@ use crate::queue::{Backoff, Queue};
 /// Pods created or deleted in one go; the rest follows when these were seen.
 const BURST: usize = 500;
 
-pub(crate) fn start(context: &Arc<Context>) {
-    start_kind(context, &context.replica_sets);
-    start_kind(context, &context.replication_controllers);
+pub(crate) fn start_replica_sets(context: &Arc<Context>) {
+    start(context, &context.replica_sets);
+}
+
+pub(crate) fn start_replication_controllers(context: &Arc<Context>) {
+    start(context, &context.replication_controllers);
 }
 
 /// One kind of owner.
@@ -39,7 +42,7 @@ struct Replication<K> {
     expectations: Expectations,
 }
 
-fn start_kind<K: Replicated>(context: &Arc<Context>, owners: &Arc<Store<K>>) {
+fn start<K: Replicated>(context: &Arc<Context>, owners: &Arc<Store<K>>) {
     let queue = Queue::new(Backoff::default());
     let replication = Arc::new(Replication {
         context: context.clone(),

@@ -72,7 +72,7 @@ pub(crate) fn start(context: &Arc<Context>) {
     let shared = context.clone();
     spawn_workers(
         context,
-        "resource-quota",
+        "resourcequota",
         &queue,
         context.config.workers,
         ready,

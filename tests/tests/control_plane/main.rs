@@ -10,6 +10,7 @@ mod garbage;
 mod jobs;
 mod limits;
 mod nodes;
+mod remote;
 mod rollout;
 mod scale;
 mod scheduling;

@@ -61,6 +61,7 @@ enum Plane {
     Process {
         child: Child,
         port: u16,
+        flags: Vec<String>,
     },
 }
 
@@ -121,12 +122,23 @@ impl World {
 
     /// A control plane in a process of its own, which can be killed.
     pub(crate) async fn in_process() -> Result<World> {
+        Self::in_process_with(&[]).await
+    }
+
+    /// The same with these flags.
+    pub(crate) async fn in_process_with(flags: &[&str]) -> Result<World> {
         let dir = tempfile::tempdir()?;
         let port = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
             .local_addr()?
             .port();
-        let child = spawn(dir.path(), port)?;
-        Self::connect(dir, Plane::Process { child, port }).await
+        let flags: Vec<String> = flags.iter().map(ToString::to_string).collect();
+        let child = spawn(dir.path(), port, &flags)?;
+        Self::connect(dir, Plane::Process { child, port, flags }).await
+    }
+
+    /// A file in the control plane's data directory.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     async fn connect(dir: tempfile::TempDir, plane: Plane) -> Result<World> {
@@ -146,13 +158,13 @@ impl World {
 
     /// Kills the control plane's process as a crash would, and starts it again on the same data.
     pub(crate) async fn crash(&mut self) -> Result<()> {
-        let Plane::Process { child, port } = &mut self.plane else {
+        let Plane::Process { child, port, flags } = &mut self.plane else {
             bail!("it runs in this process")
         };
         child.kill()?;
         child.wait()?;
         let _ = std::fs::remove_file(self.dir.path().join("ready"));
-        *child = spawn(self.dir.path(), *port)?;
+        *child = spawn(self.dir.path(), *port, flags)?;
         let ready = self.dir.path().join("ready");
         eventually("the API to be back", || async { ready.exists().then_some(()) }).await
     }
@@ -420,7 +432,7 @@ impl Drop for World {
     }
 }
 
-fn spawn(dir: &Path, port: u16) -> Result<Child> {
+fn spawn(dir: &Path, port: u16, flags: &[String]) -> Result<Child> {
     let weft: PathBuf = weft_lab::binaries::find("weft")?;
     let log = std::fs::OpenOptions::new()
         .create(true)
@@ -439,6 +451,7 @@ fn spawn(dir: &Path, port: u16) -> Result<Child> {
         .arg(dir)
         .arg("--ready-file")
         .arg(dir.join("ready"))
+        .args(flags)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

@@ -107,6 +107,20 @@ impl TokenKeys {
         })
     }
 
+    /// The key of a file alone.
+    ///
+    /// # Errors
+    /// If it cannot be read or holds no such key.
+    pub fn read(path: &Path) -> Result<Self, PkiError> {
+        let random = SystemRandom::new();
+        let signer = read_pair(path, &random)?;
+        Ok(Self {
+            public: vec![PublicKey::new(signer.public_key().as_ref())],
+            signer,
+            random,
+        })
+    }
+
     /// A token with these claims.
     ///
     /// # Errors

@@ -62,17 +62,10 @@ pub(crate) fn start(context: &Arc<Context>) {
         synced.endpoint_slices.wait_synced().await;
     };
     let (shared, unseen) = (context.clone(), Arc::new(Unseen::default()));
-    spawn_workers(
-        context,
-        "endpoint-slice-mirroring",
-        &queue,
-        2,
-        ready,
-        move |key| {
-            let (context, unseen) = (shared.clone(), unseen.clone());
-            async move { reconcile(&context, &unseen, &key).await }
-        },
-    );
+    spawn_workers(context, "endpointslice-mirroring", &queue, 2, ready, move |key| {
+        let (context, unseen) = (shared.clone(), unseen.clone());
+        async move { reconcile(&context, &unseen, &key).await }
+    });
 }
 
 async fn reconcile(context: &Context, unseen: &Unseen, key: &ObjectKey) -> Outcome {

@@ -61,7 +61,7 @@ pub(crate) fn start(context: &Arc<Context>) {
     };
     let (shared, state) = (context.clone(), Arc::new(State::default()));
     let workers = context.config.workers;
-    spawn_workers(context, "endpoint-slice", &queue, workers, ready, move |key| {
+    spawn_workers(context, "endpointslice", &queue, workers, ready, move |key| {
         let (context, state) = (shared.clone(), state.clone());
         async move { reconcile(&context, &state, &key).await }
     });

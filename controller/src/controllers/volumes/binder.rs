@@ -94,7 +94,7 @@ pub(crate) fn start(context: &Arc<Context>) {
     };
     let shared = context.clone();
     // One worker: two that look for a volume at the same time would choose the same.
-    spawn_workers(context, "volume-binder", &queue, 1, ready, move |key| {
+    spawn_workers(context, "persistentvolume-binder", &queue, 1, ready, move |key| {
         let context = shared.clone();
         async move {
             if key.namespace.is_empty() {

@@ -42,18 +42,36 @@ fn uses(pod: &PodView) -> bool {
     pod.node.is_some()
 }
 
-pub(crate) fn start(context: &Arc<Context>) {
+pub(crate) fn start_volumes(context: &Arc<Context>) {
+    let queue = Queue::new(Backoff::default());
+    let keys = queue.clone();
+    context.volumes.subscribe(move |change| {
+        if let Some(volume) = change.new {
+            keys.add(ObjectKey::of(&volume.metadata));
+        }
+    });
+    let volumes = context.volumes.clone();
+    let ready = async move { volumes.wait_synced().await };
+    let shared = context.clone();
+    spawn_workers(
+        context,
+        "persistentvolume-protection",
+        &queue,
+        2,
+        ready,
+        move |key| {
+            let context = shared.clone();
+            async move { reconcile_volume(&context, &key).await }
+        },
+    );
+}
+
+pub(crate) fn start_claims(context: &Arc<Context>) {
     let queue = Queue::new(Backoff::default());
     let keys = queue.clone();
     context.claims.subscribe(move |change| {
         if let Some(claim) = change.new {
             keys.add(ObjectKey::of(&claim.metadata));
-        }
-    });
-    let keys = queue.clone();
-    context.volumes.subscribe(move |change| {
-        if let Some(volume) = change.new {
-            keys.add(ObjectKey::of(&volume.metadata));
         }
     });
     let keys = queue.clone();
@@ -63,29 +81,36 @@ pub(crate) fn start(context: &Arc<Context>) {
             claims.for_each(|claim| keys.add(ObjectKey::new(pod.namespace(), claim)));
         }
     });
-    let synced = context.clone();
+    let (claims, pods) = (context.claims.clone(), context.pods.clone());
     let ready = async move {
-        synced.claims.wait_synced().await;
-        synced.volumes.wait_synced().await;
-        synced.pods.wait_synced().await;
+        claims.wait_synced().await;
+        pods.wait_synced().await;
     };
     let shared = context.clone();
-    spawn_workers(context, "volume-protection", &queue, 2, ready, move |key| {
-        let context = shared.clone();
-        async move { reconcile(&context, &key).await }
-    });
+    spawn_workers(
+        context,
+        "persistentvolumeclaim-protection",
+        &queue,
+        2,
+        ready,
+        move |key| {
+            let context = shared.clone();
+            async move { reconcile_claim(&context, &key).await }
+        },
+    );
 }
 
-async fn reconcile(context: &Context, key: &ObjectKey) -> Outcome {
-    if key.namespace.is_empty() {
-        let Some(volume) = context.volumes.get(key) else {
-            return Ok(None);
-        };
-        let phase = volume.status.as_ref().and_then(|status| status.phase.as_deref());
-        let step = step(&volume.metadata, VOLUME_FINALIZER, phase == Some("Bound"));
-        let api: Api<PersistentVolume> = Api::all(context.client.clone());
-        return write(&api, &volume.metadata, VOLUME_FINALIZER, &step).await;
-    }
+async fn reconcile_volume(context: &Context, key: &ObjectKey) -> Outcome {
+    let Some(volume) = context.volumes.get(key) else {
+        return Ok(None);
+    };
+    let phase = volume.status.as_ref().and_then(|status| status.phase.as_deref());
+    let step = step(&volume.metadata, VOLUME_FINALIZER, phase == Some("Bound"));
+    let api: Api<PersistentVolume> = Api::all(context.client.clone());
+    write(&api, &volume.metadata, VOLUME_FINALIZER, &step).await
+}
+
+async fn reconcile_claim(context: &Context, key: &ObjectKey) -> Outcome {
     let Some(claim) = context.claims.get(key) else {
         return Ok(None);
     };
