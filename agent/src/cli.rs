@@ -77,7 +77,7 @@ pub enum Command {
     /// Run the control plane: API server, controllers, scheduler; or the latter two against an API server elsewhere
     #[command(after_help = CONTROLLER_EXAMPLES)]
     Controller(Box<weft_controller::Args>),
-    /// Make and list the tokens that machines join with
+    /// Make, list and delete the tokens that machines join with
     Token(weft_controller::token::Args),
     /// Show the node at a glance
     Status(StatusArgs),
