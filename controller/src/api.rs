@@ -7,6 +7,7 @@ mod admission;
 mod allocate;
 pub mod audit;
 mod charges;
+mod components;
 pub mod continuation;
 mod definitions;
 mod delete;
@@ -84,6 +85,8 @@ pub struct Server {
     pub(crate) authenticator: Authenticator,
     /// Ranges of Services' addresses, the default family first.
     pub(crate) service_ranges: Vec<IpNetwork>,
+    /// The parts of the control plane that run in this process without an election.
+    runs: String,
     address: String,
 }
 
@@ -120,8 +123,16 @@ impl Server {
             custom: Registry::default(),
             limits,
             service_ranges: Vec::new(),
+            runs: String::new(),
             address,
         }
+    }
+
+    /// Says which parts of the control plane run in this process without an election.
+    #[must_use]
+    pub fn with_parts(mut self, runs: String) -> Self {
+        self.runs = runs;
+        self
     }
 
     /// Sets the ranges of Services' addresses, at most one of each family, the default first.
@@ -250,12 +261,12 @@ async fn answer(
         (false, Verb::Watch) => Some(server.seats.watch(&call.identity)?),
         (false, _) => Some(server.seats.request(&call.identity).await?),
     };
-    // Nor do they wait: they hear of others' writes through their watches.
-    if !masters && call.query.get("resourceVersion") != Some("0") {
+    // Nor do they wait: they hear of others' writes through their watches. What is not stored needs no fresh store, and tells
+    // whether there is one.
+    if !masters && call.query.get("resourceVersion") != Some("0") && !call.resource.is_looked_up() {
         server.store.barrier().await?;
     }
-    let deprecation = call.resource.custom().and_then(|custom| custom.deprecation());
-    let deprecation = deprecation.map(str::to_owned);
+    let deprecation = call.resource.deprecation().map(str::to_owned);
     let warned = move |mut response: Response<Body>| {
         add_warnings(&mut response, deprecation);
         response

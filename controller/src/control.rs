@@ -25,7 +25,8 @@ impl Control {
     ) -> Result<&'static str, RunError> {
         match election {
             None => self.work(shutdown).await?,
-            Some(election) => {
+            Some(mut election) => {
+                election.runs = self.settings.selection.parts();
                 let grace = self.bounded.then(|| election.grace());
                 let this = &self;
                 let work = move |stop: CancellationToken| async move {

@@ -21,14 +21,24 @@ use crate::metrics;
 
 /// Namespace of the Lease.
 pub const NAMESPACE: &str = "kube-system";
-/// Its name, unless another one is asked for.
+/// What keys of its Leases begin with in the store.
+pub(crate) const NAMESPACE_PREFIX: &str = "kube-system/";
+/// The Lease's name, unless another one is asked for.
 pub const LEASE: &str = "weft-controller";
+/// Annotation of the Lease: what its holder runs, [`CONTROLLERS`] or [`SCHEDULER`] or both.
+pub(crate) const RUNS: &str = "weft.dev/runs";
+/// The controllers, under the name that Kubernetes has for the process that runs them.
+pub(crate) const CONTROLLERS: &str = "controller-manager";
+/// The scheduler.
+pub(crate) const SCHEDULER: &str = "scheduler";
 
 /// How an election is held. Pods stay unscheduled for `duration` and a little more after a leader dies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Election {
     /// Name of the Lease.
     pub lease: String,
+    /// What the leader runs, for [`RUNS`].
+    pub runs: String,
     /// Who we are; unique among the controllers.
     pub identity: String,
     /// After how long a silent leader is replaced.
@@ -44,6 +54,7 @@ impl Election {
     pub fn new(identity: String) -> Self {
         Self {
             lease: LEASE.to_owned(),
+            runs: String::new(),
             identity,
             duration: Duration::from_secs(8),
             renew_deadline: Duration::from_secs(5),
@@ -132,6 +143,8 @@ impl Candidate {
         let now = MicroTime(Timestamp::now());
         lease.metadata.name = Some(self.election.lease.clone());
         lease.metadata.namespace = Some(NAMESPACE.to_owned());
+        let annotations = lease.metadata.annotations.get_or_insert_default();
+        annotations.insert(RUNS.to_owned(), self.election.runs.clone());
         let spec = lease.spec.get_or_insert_default();
         spec.holder_identity = Some(self.election.identity.clone());
         spec.lease_duration_seconds = i32::try_from(self.election.duration.as_secs()).ok();

@@ -160,7 +160,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
         address.clone(),
         shutdown.clone(),
     );
-    let server = Arc::new(server.with_service_ranges(config.service_cidrs.clone()));
+    let alone = !config.api_only && config.etcd.is_none();
+    let parts = config.controllers.selection.parts();
+    let server = server
+        .with_service_ranges(config.service_cidrs.clone())
+        .with_parts(if alone { parts } else { String::new() });
+    let server = Arc::new(server);
     let router = api::router(Arc::clone(&server));
     let client = server::in_process_client(router.clone());
     let master = master_service::Settings {

@@ -122,6 +122,8 @@ pub struct Resource {
     pub generation: bool,
     /// Set where the store keeps another version.
     pub conversion: Option<Conversion>,
+    /// What clients are warned of who use it; empty if there is nothing.
+    pub deprecation: &'static str,
 }
 
 /// A resource that is served.
@@ -158,6 +160,14 @@ impl ResourceRef {
         match self {
             Self::BuiltIn(resource) => resource.schema().map(ObjectSchema::BuiltIn),
             Self::Custom(resource) => Some(ObjectSchema::Custom(resource)),
+        }
+    }
+
+    /// What clients are warned of who use it.
+    pub(crate) fn deprecation(&self) -> Option<&str> {
+        match self {
+            Self::BuiltIn(resource) => Some(resource.deprecation).filter(|text| !text.is_empty()),
+            Self::Custom(resource) => resource.deprecation(),
         }
     }
 
@@ -247,6 +257,8 @@ const STORED: &[&str] = &[
     "update",
     "watch",
 ];
+/// Verbs of what clients only read.
+pub(crate) const READ: &[&str] = &["get", "list"];
 /// Verbs of a question.
 const ASKED: &[&str] = &["create"];
 
@@ -278,6 +290,7 @@ pub(crate) const fn row(
         validate: |_, _, _| {},
         generation: false,
         conversion: None,
+        deprecation: "",
     }
 }
 
@@ -369,6 +382,11 @@ impl Resource {
     /// The schema of the kind.
     pub fn schema(&self) -> Option<KindSchema> {
         schema::kind(self.group, self.version, self.kind)
+    }
+
+    /// Whether its objects are made up when somebody asks.
+    pub fn is_looked_up(&self) -> bool {
+        self.storage.is_empty() && self.verbs.contains(&"list")
     }
 
     /// Whether the status is written apart.

@@ -15,7 +15,7 @@ use super::continuation::Token;
 use super::negotiate::Form;
 use super::status::{ApiError, json_response};
 use super::table::{self, Include};
-use super::{Call, Server};
+use super::{Call, Server, components};
 use crate::resources::{Resource, ResourceRef};
 use crate::selector::{FieldSelector, LabelSelector};
 use crate::store::{Aspect, Interest, Listing, Object, Revision};
@@ -139,6 +139,12 @@ impl Filter {
 
 /// GET of one object.
 pub(crate) async fn get(call: &Call) -> Result<Response<Body>, ApiError> {
+    if call.resource.is_looked_up() {
+        let Listing { items, .. } = components::all(&call.server, &call.resource, call.now).await;
+        let found = items.iter().find(|object| *object.meta().name == *call.path.name);
+        let object = found.ok_or_else(|| ApiError::not_found(&call.resource, &call.path.name))?;
+        return Ok(call.render(StatusCode::OK, object));
+    }
     wait_for_version(call).await?;
     let object = call.find()?;
     Ok(call.render(StatusCode::OK, &object))
@@ -152,6 +158,11 @@ pub(crate) async fn list(call: &Call) -> Result<Response<Body>, ApiError> {
         .number("limit")?
         .map_or(usize::MAX, |limit| limit as usize);
     let limit = if limit == 0 { usize::MAX } else { limit };
+    if call.resource.is_looked_up() {
+        let mut listing = components::all(&call.server, &call.resource, call.now).await;
+        listing.items.retain(|object| filter.matches(object));
+        return Ok(Page::first(call, &filter, listing, limit).render(call));
+    }
     let page = if let Some(token) = call.query.get("continue") {
         if call
             .query

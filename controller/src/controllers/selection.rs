@@ -3,9 +3,8 @@
 use std::str::FromStr;
 
 use super::CONTROLLERS;
-
-/// The scheduler's name among the controllers.
-pub const SCHEDULER: &str = "scheduler";
+use crate::leader;
+pub(crate) use crate::leader::SCHEDULER;
 
 /// One word of a selection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,9 +80,19 @@ impl Selection {
         mentioned.unwrap_or_else(|| self.0.contains(&Choice::All))
     }
 
+    /// The parts of the control plane that run, separated by commas.
+    pub(crate) fn parts(&self) -> String {
+        let controllers = CONTROLLERS.iter().any(|(name, _)| self.includes(name));
+        let parts = [
+            controllers.then_some(leader::CONTROLLERS),
+            self.includes(SCHEDULER).then_some(SCHEDULER),
+        ];
+        parts.into_iter().flatten().collect::<Vec<_>>().join(",")
+    }
+
     /// Whether nothing runs.
     pub fn is_empty(&self) -> bool {
-        !names().any(|name| self.includes(name))
+        self.parts().is_empty()
     }
 }
 
@@ -106,6 +115,9 @@ mod tests {
         assert!(few.includes("job") && few.includes("deployment") && !few.includes("cronjob"));
         assert!(selection("job,-job").includes("job"));
         assert!(selection("-job").is_empty() && !few.is_empty());
+        assert_eq!(most.parts(), "controller-manager");
+        assert_eq!(selection("scheduler").parts(), "scheduler");
+        assert_eq!(all.parts(), "controller-manager,scheduler");
     }
 
     #[test]

@@ -16,13 +16,37 @@ use super::Subresource::{
     Status, Token,
 };
 use super::{
-    Field, NAME, Problems, Resource, apps, events, field, flag, number, printing, question, row, text,
+    Field, NAME, Problems, READ, Resource, apps, events, field, flag, number, printing, question, row, text,
     validation, wide,
 };
 
 pub(super) static RESOURCES: &[Resource] = &[
     Resource {
         ..question("", "Binding", ("bindings", "binding"), true)
+    },
+    Resource {
+        short_names: &["cs"],
+        namespaced: false,
+        verbs: READ,
+        deprecation: "v1 ComponentStatus is deprecated in v1.19+",
+        columns: &[NAME, text("Status"), text("Message"), text("Error")],
+        cells: |component, _| {
+            let condition = &component["conditions"][0];
+            let healthy = condition["status"] == "True";
+            vec![
+                component["metadata"]["name"].clone(),
+                json!(if healthy { "Healthy" } else { "Unhealthy" }),
+                condition["message"].clone(),
+                json!(condition["error"].as_str().unwrap_or_default()),
+            ]
+        },
+        ..row(
+            "",
+            "v1",
+            "ComponentStatus",
+            ("componentstatuses", "componentstatus"),
+            "",
+        )
     },
     Resource {
         short_names: &["cm"],

@@ -367,3 +367,48 @@ fn certificate_request(user: &str, group: &str) -> Result<(String, String)> {
     let request = params.serialize_request(&key)?.pem()?;
     Ok((key.serialize_pem(), request))
 }
+
+/// A machine joins with a token until it is deleted.
+#[tokio::test]
+async fn a_join_token_is_listed_and_deleted() -> Result<()> {
+    let server = Server::api_only()?;
+    let (first, second) = (server.token()?, server.weft_token(&["create", "--ttl=0"])?);
+    let list = server.weft_token(&["list"])?;
+    assert!(
+        list.lines().any(|line| line.starts_with(&format!("{first}\t2"))),
+        "{list}"
+    );
+    assert!(
+        list.lines().any(|line| line == format!("{second}\tnever")),
+        "{list}"
+    );
+    let review = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+    let machine = server.stranger(Some(&first)).await?;
+    assert!(json(&machine, "POST", review, &json!({})).await?.0.is_success());
+
+    let (id, _) = second.split_once('.').context("a dot")?;
+    let said = server.weft_token(&["delete", &first, id])?;
+    let (first_id, _) = first.split_once('.').context("a dot")?;
+    assert_eq!(
+        said,
+        format!("bootstrap token {first_id:?} deleted\nbootstrap token {id:?} deleted")
+    );
+    assert_eq!(server.weft_token(&["list"])?, "");
+    assert_eq!(json(&machine, "POST", review, &json!({})).await?.0, 401);
+    let error = server
+        .weft_token(&["delete", id])
+        .err()
+        .context("it was there")?
+        .to_string();
+    assert!(
+        error.contains(&format!("there is no bootstrap token {id:?}: `weft token list`")),
+        "{error}"
+    );
+    let error = server
+        .weft_token(&["delete", "a.b"])
+        .err()
+        .context("it was a token")?
+        .to_string();
+    assert!(error.contains("6 characters of a-z and 0-9"), "{error}");
+    Ok(())
+}

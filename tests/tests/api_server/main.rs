@@ -8,6 +8,7 @@ mod kubectl;
 mod loopholes;
 mod machinery;
 mod objects;
+mod parts;
 mod protection;
 mod python;
 mod refusals;

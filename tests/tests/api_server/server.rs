@@ -173,12 +173,19 @@ impl Server {
 
     /// The `weft token create` command's answer.
     pub(crate) fn token(&self) -> Result<String> {
+        self.weft_token(&["create"])
+    }
+
+    /// What `weft token …` prints; fails if it fails.
+    pub(crate) fn weft_token(&self, arguments: &[&str]) -> Result<String> {
         let output = Command::new(weft_lab::binaries::find("weft")?)
-            .args(["token", "create", "--data-dir"])
+            .arg("token")
+            .args(arguments)
+            .arg("--data-dir")
             .arg(self.path("data"))
             .output()?;
         if !output.status.success() {
-            bail!("weft token create: {}", String::from_utf8_lossy(&output.stderr));
+            bail!("weft token: {}", String::from_utf8_lossy(&output.stderr));
         }
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
