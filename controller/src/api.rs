@@ -444,7 +444,8 @@ impl Call {
         }
         if path.subresource.is_empty() {
             let post_to_object = *verb == Verb::Create && !path.name.is_empty();
-            if post_to_object || !resource.verbs.contains(&verb.name()) {
+            let reports = resource.reported && self.identity.node().is_some();
+            if post_to_object || !(reports || resource.verbs.contains(&verb.name())) {
                 return Err(ApiError::method_not_allowed());
             }
             return Ok(());

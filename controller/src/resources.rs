@@ -122,6 +122,8 @@ pub struct Resource {
     pub generation: bool,
     /// Set where the store keeps another version.
     pub conversion: Option<Conversion>,
+    /// Whether nodes write what others only read.
+    pub reported: bool,
     /// What clients are warned of who use it; empty if there is nothing.
     pub deprecation: &'static str,
 }
@@ -290,6 +292,7 @@ pub(crate) const fn row(
         validate: |_, _, _| {},
         generation: false,
         conversion: None,
+        reported: false,
         deprecation: "",
     }
 }

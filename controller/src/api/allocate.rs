@@ -1,4 +1,5 @@
-//! Takes and releases what Services have of the cluster, in the same transaction as the Service: every address is an
+//! What goes along with a write in one transaction: a report of usage goes with what it is about, and Services take and release what
+//! they have of the cluster. Every address is an
 //! `IPAddress` and every node port a record under its number, so that the store's compare-and-swap lets nobody have one
 //! twice, whichever process decides.
 
@@ -49,7 +50,8 @@ pub(super) fn companions(
     new: Option<&mut Value>,
 ) -> Result<Vec<Write>, ApiError> {
     if !concerns(&call.resource) {
-        return Ok(Vec::new());
+        let gone = old.filter(|_| new.is_none());
+        return Ok(gone.and_then(|object| report(call, object)).into_iter().collect());
     }
     let store = call.server.store.as_ref();
     let before = old.map(Holdings::of).unwrap_or_default();
@@ -94,6 +96,24 @@ pub(super) fn companions(
     };
     writes.extend(release(store, &owner, &gone));
     Ok(writes)
+}
+
+/// The write that takes away what a node has reported about an object that goes.
+fn report(call: &Call, object: &Value) -> Option<Write> {
+    let resource = match call.resource.storage {
+        "nodes" => "metrics.k8s.io/nodes",
+        "pods" => "metrics.k8s.io/pods",
+        _ => return None,
+    };
+    let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
+    let key = call.resource.key(namespace, objects::name(object));
+    let found = call.server.store.get(resource, &key)?;
+    Some(Write {
+        resource,
+        key,
+        expect: Expect::Revision(found.revision()),
+        operation: Operation::Delete,
+    })
 }
 
 fn refuse(call: &Call, service: &Value, problems: &Problems) -> Result<(), ApiError> {

@@ -1,4 +1,4 @@
-//! What is kept for a time only: Events, certificate requests that were answered or forgotten, and bootstrap tokens.
+//! What is kept for a time only: Events, certificate requests that were answered or forgotten, bootstrap tokens, and reports of usage.
 
 use std::time::Duration;
 
@@ -14,6 +14,9 @@ use crate::store::{Expect, Operation, Write};
 const INTERVAL: Duration = Duration::from_mins(1);
 /// Deletions in flight.
 const AT_A_TIME: usize = 64;
+
+/// How long a report of usage counts for what is so now.
+const REPORT_LIFETIME: SignedDuration = SignedDuration::from_mins(5);
 
 /// Whether an object's time is over.
 type IsOver = fn(&Value, Timestamp) -> bool;
@@ -43,6 +46,8 @@ const KEPT: &[(&str, &str, IsOver)] = &[
         "kube-system/bootstrap-token-",
         bootstrap_token::is_over,
     ),
+    ("metrics.k8s.io/nodes", "", is_stale),
+    ("metrics.k8s.io/pods", "", is_stale),
 ];
 
 /// Looks again and again until the server stops.
@@ -88,6 +93,12 @@ async fn expire(server: &Server, storage: &'static str, prefix: &str, is_over: i
     }
 }
 
+/// Whether a report of usage tells of a past time.
+fn is_stale(report: &Value, now: Timestamp) -> bool {
+    let told = report["timestamp"].as_str().and_then(|text| text.parse().ok());
+    told.is_none_or(|told: Timestamp| told < now.checked_sub(REPORT_LIFETIME).unwrap_or(Timestamp::MIN))
+}
+
 /// Whether the last time that an object names is this long ago.
 fn is_older(object: &Value, lifetime: SignedDuration, now: Timestamp) -> bool {
     is_before(object, now.checked_sub(lifetime).unwrap_or(Timestamp::MIN))
@@ -128,6 +139,15 @@ mod tests {
         assert!(is_over(&answered, at("2026-01-01T12:01:00Z")));
         assert!(!is_over(&request(json!([])), at("2026-01-02T09:59:00Z")));
         assert!(is_over(&request(json!([])), at("2026-01-02T10:01:00Z")));
+    }
+
+    #[test]
+    fn a_report_of_long_ago_goes() {
+        let now = "2026-01-01T12:00:00Z".parse().unwrap();
+        let report = |time: &str| json!({"timestamp": time});
+        assert!(!is_stale(&report("2026-01-01T11:55:00Z"), now));
+        assert!(is_stale(&report("2026-01-01T11:54:59Z"), now));
+        assert!(is_stale(&json!({}), now), "nobody can tell when it was");
     }
 
     #[test]

@@ -1,16 +1,19 @@
-//! `metrics.k8s.io`: what nodes and pods use, as their nodes report it. Where nothing reports, there is nothing.
+//! `metrics.k8s.io`: what nodes and pods use, as their nodes report it by applying these objects; everybody else only reads. Where
+//! nothing reports, there is nothing.
 //!
-//! A report carries the labels of what it is about, since readers select by them; a pod's report names the pod as its owner, so
-//! that it goes with the pod.
+//! A report carries the labels of what it is about, since readers select by them. It goes with what it is about, or when no newer one
+//! has come for a while.
 
 use serde_json::Value;
 
-use super::{NAME, Resource, row, text};
+use super::{NAME, READ, Resource, row, text};
 use crate::quantity::Quantity;
 
 pub(super) static RESOURCES: &[Resource] = &[
     Resource {
         namespaced: false,
+        verbs: READ,
+        reported: true,
         columns: COLUMNS,
         cells: |metrics, _| {
             cells(
@@ -28,6 +31,8 @@ pub(super) static RESOURCES: &[Resource] = &[
         )
     },
     Resource {
+        verbs: READ,
+        reported: true,
         columns: COLUMNS,
         cells: |metrics, _| cells(metrics, total(metrics, "cpu"), total(metrics, "memory")),
         ..row(GROUP, VERSION, "PodMetrics", ("pods", ""), "metrics.k8s.io/pods")

@@ -215,6 +215,8 @@ fn plural(kind: &str) -> String {
     let name = kind.to_lowercase();
     if name == "endpoints" {
         name
+    } else if let Some(measured) = name.strip_suffix("metrics") {
+        format!("{measured}s")
     } else if let Some(stem) = name.strip_suffix('y') {
         format!("{stem}ies")
     } else if name.ends_with('s') {

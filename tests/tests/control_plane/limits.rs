@@ -8,9 +8,9 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{ConfigMap, LimitRange, Pod, ResourceQuota};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{DeleteParams, DynamicObject, EvictParams, PostParams};
+use kube::api::{DeleteParams, DynamicObject, EvictParams, ListParams, Patch, PatchParams};
 use kube::core::ApiResource;
-use kube::{Api, ResourceExt as _};
+use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 
 use crate::world::{World, deployment, eventually};
@@ -20,8 +20,8 @@ fn pod(name: &str) -> Value {
 }
 
 /// The code and the message of a refusal.
-fn refused<T>(result: Result<T>) -> (u16, String) {
-    match result.err().map(anyhow::Error::downcast::<kube::Error>) {
+fn refused<T, E: Into<anyhow::Error>>(result: Result<T, E>) -> (u16, String) {
+    match result.err().map(|error| error.into().downcast::<kube::Error>()) {
         Some(Ok(kube::Error::Api(status))) => (status.code, status.message),
         _ => (0, "not refused".to_owned()),
     }
@@ -154,10 +154,8 @@ async fn evictions_stop_where_the_budget_ends() -> Result<()> {
     let paused = json!({ "spec": { "unschedulable": true } });
     let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(world.client.clone());
     for node in ["n1", "n2"] {
-        let patch = kube::api::Patch::Merge(&paused);
-        nodes
-            .patch(node, &kube::api::PatchParams::default(), &patch)
-            .await?;
+        let patch = Patch::Merge(&paused);
+        nodes.patch(node, &PatchParams::default(), &patch).await?;
     }
     world
         .api::<Pod>()
@@ -203,6 +201,78 @@ fn condition(autoscaler: &HorizontalPodAutoscaler, kind: &str) -> Option<[String
     ])
 }
 
+/// Says as a node what a pod of the Deployment `web` uses.
+async fn report(node: &Client, pod: &str, cpu: &str) -> Result<(), kube::Error> {
+    let metrics: Api<DynamicObject> = Api::namespaced_with(node.clone(), "default", &metrics_resource());
+    let report = json!({
+        "apiVersion": "metrics.k8s.io/v1beta1", "kind": "PodMetrics",
+        "metadata": { "name": pod, "labels": { "app": "web" } },
+        // Later than the pod can have become ready, from when on its use counts.
+        "timestamp": "2999-01-01T00:00:00Z", "window": "0s",
+        "containers": [{ "name": "c", "usage": { "cpu": cpu, "memory": "1Mi" } }],
+    });
+    let params = PatchParams::apply("agent").force();
+    metrics.patch(pod, &params, &Patch::Apply(report)).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn usage_is_what_nodes_report_and_nobody_else() -> Result<()> {
+    let world = World::start().await?;
+    world.join(&["n1", "n2"]).await?;
+    world.create::<Deployment>(deployment("web", 1, "img:1")).await?;
+    let pod = world.wait_ready("app=web", 1).await?.remove(0);
+    let (name, on) = (
+        pod.name_any(),
+        pod.spec.and_then(|spec| spec.node_name).unwrap_or_default(),
+    );
+    let other = if on == "n1" { "n2" } else { "n1" };
+    let (own, other) = (world.node_client(&on).await?, world.node_client(other).await?);
+    let metrics: Api<DynamicObject> =
+        Api::namespaced_with(world.client.clone(), "default", &metrics_resource());
+
+    // While nobody reports there is nothing, and what is asked for is not found.
+    assert!(metrics.list(&ListParams::default()).await?.items.is_empty());
+    let missing = format!("pods.metrics.k8s.io {name:?} not found");
+    assert_eq!(refused(metrics.get(&name).await), (404, missing));
+
+    assert_eq!(
+        refused(report(&world.client, &name, "1m").await).0,
+        405,
+        "an administrator"
+    );
+    assert_eq!(refused(report(&other, &name, "1m").await).0, 403, "another node");
+    report(&own, &name, "7m").await?;
+    report(&own, &name, "8m").await?;
+    let found = metrics.get(&name).await?;
+    assert_eq!(found.data["containers"][0]["usage"]["cpu"], "8m");
+    let deleted = metrics.delete(&name, &DeleteParams::default()).await;
+    assert_eq!(refused(deleted).0, 405);
+    let printed = world.kubectl(&[
+        "api-resources",
+        "--api-group=metrics.k8s.io",
+        "-o",
+        "wide",
+        "--no-headers",
+    ]);
+    let printed = printed.await?;
+    assert_eq!(
+        printed
+            .lines()
+            .filter(|line| line.trim_end().ends_with("get,list"))
+            .count(),
+        2,
+        "{printed}"
+    );
+
+    // The report goes with its pod, in the same write.
+    world
+        .api::<Pod>()
+        .delete(&name, &DeleteParams::default().grace_period(0))
+        .await?;
+    assert_eq!(refused(metrics.get(&name).await).0, 404);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_autoscaler_follows_its_metrics() -> Result<()> {
     let world = World::with(|config| config.autoscaler_period = Duration::from_millis(200)).await?;
@@ -228,14 +298,10 @@ async fn an_autoscaler_follows_its_metrics() -> Result<()> {
                   resource cpu: no metrics returned from resource metrics API";
     reads("ScalingActive", ["False", "FailedGetResourceMetric", silent]).await?;
 
-    let metrics: Api<DynamicObject> =
-        Api::namespaced_with(world.client.clone(), "default", &metrics_resource());
-    let mut report = DynamicObject::new(&pods[0].name_any(), &metrics_resource()).data(json!({
-        "timestamp": "2999-01-01T00:00:00Z", "window": "0s",
-        "containers": [{ "name": "c", "usage": { "cpu": "40m", "memory": "1Mi" } }],
-    }));
-    report.metadata.labels = Some([("app".to_owned(), "web".to_owned())].into());
-    metrics.create(&PostParams::default(), &report).await?;
+    report(&world.node_client("n1").await?, &pods[0].name_any(), "40m").await?;
+    let used = world.kubectl(&["top", "pods", "--no-headers"]).await?;
+    let used: Vec<_> = used.split_whitespace().collect();
+    assert_eq!(used, [pods[0].name_any().as_str(), "40m", "1Mi"]);
     world.wait_ready("app=web", 3).await?;
     let found = "the HPA was able to successfully calculate a replica count from cpu resource utilization (percentage of request)";
     reads("ScalingActive", ["True", "ValidMetricFound", found]).await?;

@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt as _;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
@@ -20,6 +22,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use weft_controller::controllers::ControllersConfig;
+use weft_controller::pki::Authority;
 use weft_lab::simulated;
 pub(crate) use weft_lab::simulated::{deployment, pod_template};
 
@@ -134,6 +137,19 @@ impl World {
         let flags: Vec<String> = flags.iter().map(ToString::to_string).collect();
         let child = spawn(dir.path(), port, &flags)?;
         Self::connect(dir, Plane::Process { child, port, flags }).await
+    }
+
+    /// A client with a node's certificate.
+    pub(crate) async fn node_client(&self, node: &str) -> Result<Client> {
+        let authority = Authority::open(&self.path("pki"))?;
+        let credentials = authority.client(&format!("system:node:{node}"), Some("system:nodes"))?;
+        let mut config = settings(self.dir.path()).await?;
+        config.auth_info = kube::config::AuthInfo {
+            client_certificate_data: Some(STANDARD.encode(credentials.certificate)),
+            client_key_data: Some(STANDARD.encode(credentials.key).into()),
+            ..kube::config::AuthInfo::default()
+        };
+        Ok(Client::try_from(config)?)
     }
 
     /// A file in the control plane's data directory.
@@ -458,10 +474,13 @@ fn spawn(dir: &Path, port: u16, flags: &[String]) -> Result<Child> {
         .spawn()?)
 }
 
-async fn client(dir: &Path) -> Result<Client> {
+async fn settings(dir: &Path) -> Result<kube::Config> {
     let kubeconfig = Kubeconfig::read_from(dir.join("admin.kubeconfig"))?;
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    Ok(Client::try_from(config)?)
+    Ok(kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?)
+}
+
+async fn client(dir: &Path) -> Result<Client> {
+    Ok(Client::try_from(settings(dir).await?)?)
 }
 
 fn node(name: &str) -> Node {

@@ -19,6 +19,8 @@ pub(in crate::auth) fn admits(
 ) -> Result<(), String> {
     let name = text(&new["metadata"]["name"]);
     match (request.resource, request.subresource) {
+        // Reports of usage bear the names of what they are about; whose they are is decided by those.
+        _ if request.group == "metrics.k8s.io" => Ok(()),
         ("pods", "") if request.verb == "create" => creates_pod(node, new),
         ("pods", "" | "eviction") if new["spec"]["nodeName"] != node => {
             let what = if request.subresource == "eviction" {
@@ -239,6 +241,18 @@ mod tests {
             let refused = admits("n1", &request, &bad, Some(&larger)).unwrap_err();
             assert!(refused.contains("other than status.capacity"), "{refused}");
         }
+    }
+
+    #[test]
+    fn a_node_reports_usage() {
+        let report = Attributes {
+            group: "metrics.k8s.io",
+            ..request("patch", "pods", "", "p")
+        };
+        assert_eq!(
+            admits("n1", &report, &json!({"metadata": {"name": "p"}}), None),
+            Ok(())
+        );
     }
 
     #[test]
