@@ -18,6 +18,7 @@ pub mod strategic;
 
 pub use apply::{ApplyError, ApplyRequest, Conflict, Manager};
 pub use fields::TypeError;
+pub(crate) use fields::go_text;
 pub use patch::PatchError;
 
 /// The schema of one kind in one version.

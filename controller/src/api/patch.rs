@@ -6,9 +6,10 @@ use serde_json::Value;
 use super::Call;
 use super::negotiate::{Decoded, content_type, decode_json, decode_yaml};
 use super::status::ApiError;
-use super::write::{self, Change, Reply};
+use super::write::{self, Change, FieldError, Reply};
 use crate::custom::ObjectSchema;
-use crate::schema::patch as json_patches;
+use crate::resources::Problems;
+use crate::schema::{go_text, patch as json_patches};
 
 const JSON: &str = "application/json-patch+json";
 const MERGE: &str = "application/merge-patch+json";
@@ -42,8 +43,9 @@ pub(crate) async fn patch(call: &Call, body: &Bytes) -> Result<Reply, ApiError> 
             value: object,
             duplicates: duplicates.clone(),
         };
+        let unfit = |error: &FieldError| unfit(call, kind, current, &patch, error);
         Ok(Change {
-            object: write::receive(call, decoded, &mut warnings)?,
+            object: write::receive_or(call, decoded, &mut warnings, unfit)?,
             warnings,
             tracked: false,
         })
@@ -64,6 +66,22 @@ pub(crate) fn patched(call: &Call, kind: &str, current: &Value, patch: &Value) -
         _ => json_patches::json_merge(current, patch),
     }
     .map_err(|error| ApiError::patch(&error))
+}
+
+/// The refusal of a patch that leaves fields as they must not be. Kubernetes blames no object but the patch: a strategic one as it
+/// came, any other by what it makes.
+fn unfit(call: &Call, kind: &str, current: &Value, patch: &Value, error: &FieldError) -> ApiError {
+    let (blamed, why) = match error {
+        FieldError::Type(error) if kind == STRATEGIC => (go_text(patch), error.of_converter().to_owned()),
+        error if kind == STRATEGIC => (go_text(patch), error.to_string()),
+        error => {
+            let result = patched(call, kind, current, patch).unwrap_or_default();
+            (result.to_string(), error.to_string())
+        }
+    };
+    let mut problems = Problems::default();
+    problems.invalid("patch", &Value::String(blamed), &why);
+    ApiError::invalid_kind("", "", "", &problems)
 }
 
 async fn apply(call: &Call, body: &Bytes) -> Result<Reply, ApiError> {

@@ -178,6 +178,11 @@ impl ApiError {
         let mut error = Self::new(422, "Invalid", format!("{qualified} {name:?} is invalid: {list}"));
         let causes: Vec<_> = problems.0.iter().map(crate::resources::Problem::cause).collect();
         error.details = json!({"name": name, "group": group, "kind": kind, "causes": causes});
+        if kind.is_empty()
+            && let Some(details) = error.details.as_object_mut()
+        {
+            details.retain(|_, value| *value != "");
+        }
         error
     }
 

@@ -14,7 +14,7 @@ use super::status::ApiError;
 use super::{Call, admission, allocate, charges, pods};
 use crate::custom::ObjectSchema;
 use crate::resources::{Problem, Problems, Reason, Resource, ResourceRef, Subresource};
-use crate::schema::{ApplyError, ApplyRequest, Manager};
+use crate::schema::{ApplyError, ApplyRequest, Manager, TypeError};
 use crate::store::{Encoded, Expect, Object, Operation, StoreError, Write};
 
 /// How often a change is tried again when others write the object meanwhile.
@@ -67,8 +67,35 @@ impl FieldValidation {
     }
 }
 
+/// What is wrong with an object's fields.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FieldError {
+    /// The kind does not have them, or they came twice.
+    #[error("strict decoding error: {0}")]
+    Strict(String),
+    /// One has a value that does not fit.
+    #[error(transparent)]
+    Type(TypeError),
+}
+
 /// Reads an object that a client sent: right kind, known fields, right types. It is in the version served.
 pub(crate) fn receive(call: &Call, decoded: Decoded, warnings: &mut Vec<String>) -> Result<Value, ApiError> {
+    let resource = &call.resource;
+    receive_or(call, decoded, warnings, |error| {
+        ApiError::bad_request(format!(
+            "{} in version {:?} cannot be handled as a {}: {error}",
+            resource.kind, resource.version, resource.kind
+        ))
+    })
+}
+
+/// The same with other words for what is wrong with fields.
+pub(crate) fn receive_or(
+    call: &Call,
+    decoded: Decoded,
+    warnings: &mut Vec<String>,
+    refuse: impl FnOnce(&FieldError) -> ApiError,
+) -> Result<Value, ApiError> {
     let Decoded {
         mut value,
         duplicates,
@@ -93,7 +120,8 @@ pub(crate) fn receive(call: &Call, decoded: Decoded, warnings: &mut Vec<String>)
     }
     value["apiVersion"] = json!(expected);
     value["kind"] = json!(resource.kind);
-    check_fields(call, resource.schema(), &mut value, duplicates, warnings)?;
+    check_fields(call, resource.schema(), &mut value, duplicates, warnings)
+        .map_err(|error| refuse(&error))?;
     if resource.storage == crate::custom::DEFINITIONS {
         warnings.extend(crate::custom::warnings(&value));
     }
@@ -110,15 +138,8 @@ fn check_fields(
     value: &mut Value,
     duplicates: Vec<String>,
     warnings: &mut Vec<String>,
-) -> Result<(), ApiError> {
+) -> Result<(), FieldError> {
     let Some(schema) = schema else { return Ok(()) };
-    let resource = &call.resource;
-    let handled = |why: &str| {
-        ApiError::bad_request(format!(
-            "{} in version {:?} cannot be handled as a {}: {why}",
-            resource.kind, resource.version, resource.kind
-        ))
-    };
     let validation = FieldValidation::of(call);
     if validation != FieldValidation::Ignore {
         let unknown = schema.unknown_fields(value);
@@ -128,13 +149,11 @@ fn check_fields(
             .chain(duplicates.iter().map(|path| format!("duplicate field {path:?}")))
             .collect();
         if validation == FieldValidation::Strict && !found.is_empty() {
-            return Err(handled(&format!("strict decoding error: {}", found.join(", "))));
+            return Err(FieldError::Strict(found.join(", ")));
         }
         warnings.extend(found);
     }
-    schema
-        .check_types(value)
-        .map_err(|error| handled(&error.to_string()))?;
+    schema.check_types(value).map_err(FieldError::Type)?;
     schema.prune(value);
     Ok(())
 }

@@ -11,6 +11,21 @@ use crate::quantity::Quantity;
 #[error("{message}")]
 pub struct TypeError {
     message: String,
+    converted: Option<String>,
+}
+
+impl TypeError {
+    fn new(message: String) -> Self {
+        Self {
+            message,
+            converted: None,
+        }
+    }
+
+    /// The same in the words of Kubernetes' converter, which strategic merge patches go through in place of the decoder.
+    pub(crate) fn of_converter(&self) -> &str {
+        self.converted.as_deref().unwrap_or(&self.message)
+    }
 }
 
 /// Lengthens `path` by a field's name while `visit` runs.
@@ -209,9 +224,7 @@ fn check(shape: Shape, value: &Value, place: &Place<'_>) -> Result<(), TypeError
                         | base64::DecodeError::InvalidLastSymbol(at, _) => at,
                         _ => text.len(),
                     };
-                    TypeError {
-                        message: format!("illegal base64 data at input byte {position}"),
-                    }
+                    TypeError::new(format!("illegal base64 data at input byte {position}"))
                 });
         }
         (Shape::Quantity, Value::String(text)) => return check_quantity(text),
@@ -227,7 +240,7 @@ fn check(shape: Shape, value: &Value, place: &Place<'_>) -> Result<(), TypeError
                 };
                 let message =
                     format!("parsing time {text:?} as {layout:?}: cannot parse {text:?} as \"2006\"");
-                return Err(TypeError { message });
+                return Err(TypeError::new(message));
             }
         }
         (Shape::Struct(id), Value::Object(object)) => {
@@ -269,9 +282,7 @@ fn check_quantity(text: &str) -> Result<(), TypeError> {
     match text.parse::<Quantity>() {
         Ok(_) => Ok(()),
         Err(_) if text.is_empty() => Ok(()),
-        Err(error) => Err(TypeError {
-            message: error.to_string(),
-        }),
+        Err(error) => Err(TypeError::new(error.to_string())),
     }
 }
 
@@ -297,7 +308,65 @@ fn mismatch(shape: Shape, value: &Value, place: &Place<'_>) -> TypeError {
             place.path()
         )
     };
-    TypeError { message }
+    TypeError {
+        message,
+        converted: converter_words(shape, value),
+    }
+}
+
+/// What the converter says; nothing of its own about types that decode themselves.
+fn converter_words(shape: Shape, value: &Value) -> Option<String> {
+    let (kind, number) = match value {
+        Value::Null => return None,
+        Value::Bool(_) => ("bool", false),
+        Value::Number(number) if number.is_f64() => ("float64", true),
+        Value::Number(_) => ("int64", true),
+        Value::String(_) => ("string", false),
+        Value::Array(_) => ("slice", false),
+        Value::Object(_) => ("map", false),
+    };
+    match shape {
+        Shape::Struct(_) => Some(format!("cannot restore struct from: {kind}")),
+        Shape::List(_) | Shape::Bytes => Some(format!("cannot restore slice from {kind}")),
+        Shape::Map(_) => Some(format!("cannot restore map from {kind}")),
+        Shape::Str | Shape::Bool | Shape::I32 | Shape::I64 | Shape::F64 => {
+            let wanted = go_name(shape);
+            // Go converts any number to any other, and a whole one to a string.
+            let convertible = match shape {
+                Shape::Str => kind == "int64",
+                Shape::Bool => false,
+                _ => number,
+            };
+            Some(if convertible {
+                format!("cannot convert {kind} to {wanted}")
+            } else {
+                format!("unrecognized type: {wanted}")
+            })
+        }
+        _ => None,
+    }
+}
+
+/// A value as Go prints it.
+pub(crate) fn go_text(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Bool(_) | Value::Number(_) => value.to_string(),
+        Value::Array(items) => {
+            let items: Vec<_> = items.iter().map(go_text).collect();
+            format!("[{}]", items.join(" "))
+        }
+        Value::Object(entries) => {
+            let mut entries: Vec<_> = entries.iter().collect();
+            entries.sort_unstable_by_key(|(key, _)| *key);
+            let entries: Vec<_> = entries
+                .into_iter()
+                .map(|(key, value)| format!("{key}:{}", go_text(value)))
+                .collect();
+            format!("map[{}]", entries.join(" "))
+        }
+    }
 }
 
 fn go_name(shape: Shape) -> String {
@@ -380,6 +449,32 @@ mod tests {
             json!({"metadata": {"name": "x"}, "spec": {"containers": [{},
                 {"name": "c", "args": ["a", ""], "env": [{}], "resources": {"limits": {"cpu": "0"}}}]},
                 "status": {"conditions": [{}]}})
+        );
+    }
+
+    #[test]
+    fn wrong_types_in_strategic_patches_are_worded_as_the_converter_words_them() {
+        let check = |kind_name, object| {
+            let schema = kind("", "v1", kind_name).expect("known");
+            let error = schema.check_types(&object).expect_err("refused");
+            error.of_converter().to_owned()
+        };
+        let pod = |spec| check("Pod", json!({"spec": spec}));
+        assert_eq!(pod(json!({"priority": "x"})), "unrecognized type: int32");
+        assert_eq!(pod(json!({"priority": 1.5})), "cannot convert float64 to int32");
+        assert_eq!(pod(json!({"hostNetwork": "true"})), "unrecognized type: bool");
+        assert_eq!(pod(json!({"nodeName": 1})), "cannot convert int64 to string");
+        assert_eq!(pod(json!({"nodeName": true})), "unrecognized type: string");
+        assert_eq!(pod(json!({"containers": {}})), "cannot restore slice from map");
+        assert_eq!(
+            pod(json!({"containers": ["c"]})),
+            "cannot restore struct from: string"
+        );
+        assert_eq!(pod(json!({"nodeSelector": []})), "cannot restore map from slice");
+        assert!(pod(json!({"overhead": {"cpu": "x"}})).starts_with("quantities must match"));
+        assert_eq!(
+            super::go_text(&json!({"b": [1, "x y", null], "a": {"c": true}})),
+            "map[a:map[c:true] b:[1 x y <nil>]]"
         );
     }
 

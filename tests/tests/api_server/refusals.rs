@@ -444,3 +444,91 @@ async fn a_stale_writer_loses_and_a_fresh_one_wins() -> Result<()> {
     assert_eq!(get(&client, &path).await?["data"]["a"], "2");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_patch_that_leaves_fields_as_they_must_not_be_is_unprocessable() -> Result<()> {
+    let server = Server::api_only()?;
+    let client = server.client().await?;
+    let deployment = json!({"metadata": {"name": "d", "uid": "u"}, "spec": {"selector": {"matchLabels": {"a": "b"}},
+        "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}});
+    let (status, made) = json(&client, "POST", DEPLOYMENTS, &deployment).await?;
+    assert_eq!(status, 201, "{made}");
+    let path = format!("{DEPLOYMENTS}/d");
+    let strategic = "application/strategic-merge-patch+json";
+    let merge = "application/merge-patch+json";
+    let by_operations = "application/json-patch+json";
+    let replicas = json!({"spec": {"replicas": "many"}});
+    let odd = json!({"spec": {"replicaz": 1}});
+    let operations = json!([{"op": "add", "path": "/spec/replicas", "value": "many"}]);
+    let strict = "?fieldValidation=Strict";
+    let cases = [
+        (
+            strategic,
+            "",
+            &replicas,
+            "patch: Invalid value: \"map[spec:map[replicas:many]]\": unrecognized type: int32",
+        ),
+        (
+            strategic,
+            strict,
+            &odd,
+            "patch: Invalid value: \"map[spec:map[replicaz:1]]\": strict decoding error: unknown field \"spec.replicaz\"",
+        ),
+        (
+            merge,
+            "",
+            &replicas,
+            "Go struct field DeploymentSpec.spec.replicas of type int32",
+        ),
+        (
+            merge,
+            strict,
+            &odd,
+            "strict decoding error: unknown field \"spec.replicaz\"",
+        ),
+        (
+            by_operations,
+            "",
+            &operations,
+            "Go struct field DeploymentSpec.spec.replicas of type int32",
+        ),
+    ];
+    for (kind, query, patch, expected) in cases {
+        let (status, answer) = send(
+            &client,
+            "PATCH",
+            &format!("{path}{query}"),
+            kind,
+            patch.to_string(),
+        )
+        .await?;
+        assert_eq!(
+            (status.as_u16(), &answer["reason"]),
+            (422, &json!("Invalid")),
+            "{kind}: {answer}"
+        );
+        let message = answer["message"].as_str().unwrap_or_default();
+        assert!(
+            message.starts_with(" \"\" is invalid: patch: Invalid value: \"") && message.ends_with(expected),
+            "{kind}: {message}"
+        );
+        let details = &answer["details"];
+        assert_eq!(
+            details.as_object().map(serde_json::Map::len),
+            Some(1),
+            "{details}"
+        );
+        assert_eq!(details["causes"][0]["field"], "patch");
+    }
+    let (_, kept) = json(&client, "GET", &path, &Value::Null).await?;
+    assert_eq!(
+        kept["metadata"]["resourceVersion"],
+        made["metadata"]["resourceVersion"]
+    );
+    let output = server.try_kubectl(&["patch", "deployment", "d", "-p", &replicas.to_string()])?;
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "The request is invalid: patch: Invalid value: \"map[spec:map[replicas:many]]\": unrecognized type: int32\n"
+    );
+    Ok(())
+}

@@ -115,6 +115,7 @@ impl Server {
             .current_dir(self.directory.path())
             .env("KUBECONFIG", self.kubeconfig())
             .env("HOME", self.directory.path())
+            .env("TMPDIR", self.directory.path())
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .output()
