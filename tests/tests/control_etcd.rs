@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret};
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
@@ -302,9 +304,9 @@ impl Controller {
             .arg(&data)
             .arg("--ready-file")
             .arg(directory.join("ready"));
-        let log = directory.join("log");
+        let (log, ready) = (directory.join("log"), directory.join("ready"));
+        let _ = fs::remove_file(&ready);
         let mut process = Running::start(command, &log)?;
-        let ready = directory.join("ready");
         let address = wait_for("the API to be ready", DEADLINE, || {
             if let Ok(Some(status)) = process.0.try_wait() {
                 return Some(Err(status));
@@ -462,5 +464,63 @@ async fn a_controller_without_its_etcd_is_not_ready() -> Result<()> {
     );
     server.run()?;
     eventually("it to be ready again", || ask("/readyz")).await?;
+    Ok(())
+}
+
+/// Whether a text is anywhere below a directory, as it is or in base64.
+fn is_kept(directory: &Path, text: &str) -> Result<bool> {
+    let needles = [text.to_owned(), STANDARD.encode(text)];
+    let mut left = vec![directory.to_owned()];
+    while let Some(path) = left.pop() {
+        if path.is_dir() {
+            for entry in fs::read_dir(&path)? {
+                left.push(entry?.path());
+            }
+            continue;
+        }
+        let bytes = fs::read(&path)?;
+        let found = |needle: &String| bytes.windows(needle.len()).any(|part| part == needle.as_bytes());
+        if needles.iter().any(found) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_are_sealed_in_etcd_and_read_after_a_restart() -> Result<()> {
+    let mut server = Server::start()?;
+    let mut first = Controller::start(&server, "first").await?;
+    let (hidden, open) = ("nobody-shall-read-this-one", "anybody-may-read-that-one");
+    let secret: Secret = object(json!({"metadata": {"name": "s"}, "stringData": {"k": hidden}}))?;
+    let map: ConfigMap = object(json!({"metadata": {"name": "m"}, "data": {"k": open}}))?;
+    first.api().create(&PostParams::default(), &secret).await?;
+    first.api().create(&PostParams::default(), &map).await?;
+    first.process.kill();
+    server.crash();
+    let data = server.directory.path().join("data");
+    assert!(is_kept(&data, open)?, "this is how it would be found");
+    assert!(!is_kept(&data, hidden)?, "etcd's files hold the Secret as it is");
+
+    server.run()?;
+    let again = Controller::start(&server, "first").await?;
+    let value = |secret: Secret| secret.data.and_then(|mut data| Some(data.remove("k")?.0));
+    let read = again.api::<Secret>().get("s").await?;
+    assert_eq!(value(read).as_deref(), Some(hidden.as_bytes()));
+    // Another controller with the same keys reads it; one with keys of its own does not start over what it cannot read.
+    let second = Controller::start(&server, "second").await?;
+    let read = second.api::<Secret>().get("s").await?;
+    assert_eq!(value(read).as_deref(), Some(hidden.as_bytes()));
+    let key = server.directory.path().join("first/data/pki/encryption.key");
+    fs::rename(&key, server.directory.path().join("kept"))?;
+    let refused = Controller::start(&server, "third")
+        .await
+        .err()
+        .context("it started")?;
+    let said = format!("{refused:#}");
+    assert!(
+        said.contains("cannot open the store") && said.contains("not in the encryption key file"),
+        "{said}"
+    );
     Ok(())
 }
