@@ -107,6 +107,9 @@ pub struct Args {
     /// After how long pods evicted from a silent node are deleted without its word; default: never.
     #[arg(long, value_parser = duration)]
     pub unreachable_force_delete_after: Option<Duration>,
+    /// How often autoscalers are looked at.
+    #[arg(long, value_parser = duration, default_value = "15s")]
+    pub horizontal_pod_autoscaler_sync_period: Duration,
     /// Where to keep objects: etcd://HOST:PORT[,HOST:PORT…] for several controllers that share an etcd cluster; by default a
     /// file in the data directory. Controllers that share a store need the same `pki` directory in their data directories.
     #[arg(long, env = "WEFT_STORE", value_parser = etcd_addresses)]
@@ -252,6 +255,7 @@ impl Args {
             node_monitor_grace_period,
             pod_eviction_timeout,
             unreachable_force_delete_after,
+            horizontal_pod_autoscaler_sync_period,
             store,
             etcd_prefix,
             etcd_cafile,
@@ -287,6 +291,7 @@ impl Args {
             node_monitor_grace_period,
             pod_eviction_timeout,
             unreachable_force_delete_after,
+            autoscaler_period: horizontal_pod_autoscaler_sync_period,
             selection: controllers.into(),
             ..ControllersConfig::default()
         };

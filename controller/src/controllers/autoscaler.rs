@@ -20,7 +20,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 
 use self::behavior::{Bounds, History, normalize};
-use self::evaluate::{Evaluation, Failure};
+use self::evaluate::{Evaluation, Failure, Unread};
 use super::events::Kind;
 use super::scale::{Scales, Target};
 use super::{Context, ControllerError, Outcome, chain, spawn_workers, write_status};
@@ -265,12 +265,13 @@ impl Autoscaler {
         now: Timestamp,
     ) -> Result<(i32, String), ControllerError> {
         let spec = autoscaler.spec.clone().unwrap_or_default();
-        let evaluated = evaluate::evaluate(&self.context.client, &key.namespace, &spec, scale, now).await;
+        let unread = |unread: &Unread| self.warn(autoscaler, unread.reason, unread.why.clone());
+        let client = &self.context.client;
+        let evaluated = evaluate::evaluate(client, &key.namespace, &spec, scale, now, unread).await;
         let Evaluation {
             replicas,
             metric,
             statuses,
-            failure,
         } = match evaluated {
             Ok(evaluation) => evaluation,
             Err(Failure {
@@ -278,7 +279,6 @@ impl Autoscaler {
                 condition,
                 error,
             }) => {
-                self.warn(autoscaler, reason, error.clone());
                 findings.set(ACTIVE, false, (reason, &condition), now);
                 let message = format!(
                     "failed to compute desired number of replicas based on listed metrics for {}: {error}",
@@ -295,9 +295,6 @@ impl Autoscaler {
         };
         let found = format!("the HPA was able to successfully calculate a replica count from {metric}");
         findings.set(ACTIVE, true, ("ValidMetricFound", &found), now);
-        if let Some(error) = failure {
-            self.warn(autoscaler, "FailedComputeMetricsReplicas", error);
-        }
         findings.metrics = statuses;
         let normal = {
             let mut histories = self.histories();

@@ -44,7 +44,9 @@ impl FromStr for Choice {
         let short = long.strip_suffix("-controller").unwrap_or(long);
         let name = names()
             .find(|name| *name == short)
-            .ok_or_else(|| UnknownController { text: long.to_owned() })?;
+            .ok_or_else(|| UnknownController {
+                text: long.to_owned(),
+            })?;
         Ok(if off.is_some() {
             Self::Without(name)
         } else {

@@ -18,21 +18,21 @@ use serde_json::{Value, json};
 use crate::world::{World, deployment, eventually};
 
 /// `weft controller` against the API server of a world; killed when dropped.
-struct Remote {
+pub(crate) struct Remote {
     child: Child,
     address: String,
     log: PathBuf,
 }
 
 impl Remote {
-    async fn start(world: &World, name: &str, flags: &[&str]) -> Result<Self> {
+    pub(crate) async fn start(world: &World, name: &str, flags: &[&str]) -> Result<Self> {
         let kubeconfig = world.path("admin.kubeconfig");
         let mut command = weft_controller()?;
         command.arg("--kubeconfig").arg(kubeconfig).args(flags);
         Self::spawn(world, name, command).await
     }
 
-    async fn spawn(world: &World, name: &str, mut command: Command) -> Result<Self> {
+    pub(crate) async fn spawn(world: &World, name: &str, mut command: Command) -> Result<Self> {
         let (log, ready) = (
             world.path(&format!("{name}.log")),
             world.path(&format!("{name}.ready")),
@@ -63,7 +63,7 @@ impl Remote {
         Ok(remote)
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
@@ -109,7 +109,7 @@ impl Drop for Remote {
     }
 }
 
-fn weft_controller() -> Result<Command> {
+pub(crate) fn weft_controller() -> Result<Command> {
     let mut command = Command::new(weft_lab::binaries::find("weft")?);
     command.arg("controller");
     Ok(command)
@@ -322,7 +322,7 @@ fn refused(flags: &[&str]) -> Result<(Option<i32>, String)> {
     Ok((status.code(), String::from_utf8(stderr)?))
 }
 
-fn kubeconfig(path: &Path, server: &str, ca: &Path, token: &str) -> Result<()> {
+pub(crate) fn kubeconfig(path: &Path, server: &str, ca: &Path, token: &str) -> Result<()> {
     let text = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "c",
         "clusters": [{ "name": "c", "cluster": { "server": server, "certificate-authority": ca } }],

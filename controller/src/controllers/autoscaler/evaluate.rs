@@ -8,6 +8,7 @@ use k8s_openapi::api::autoscaling::v2::{
 };
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::{Api, Client};
@@ -22,8 +23,6 @@ pub(super) struct Evaluation {
     /// The metric that asks for so many, as people read it.
     pub(super) metric: String,
     pub(super) statuses: Vec<MetricStatus>,
-    /// What is wrong with some of them, where the others suffice.
-    pub(super) failure: Option<String>,
 }
 
 /// Why nothing could be computed.
@@ -31,8 +30,19 @@ pub(super) struct Failure {
     pub(super) reason: &'static str,
     /// The message of condition `ScalingActive`.
     pub(super) condition: String,
-    /// What events say.
+    /// What the event about the whole says.
     pub(super) error: String,
+}
+
+/// Why a metric gives no answer.
+#[derive(Debug)]
+pub(super) struct Unread {
+    /// The reason of the event and, if it stands in the way, of the condition.
+    pub(super) reason: &'static str,
+    /// What happened.
+    pub(super) why: String,
+    /// What was wanted, for the event about the whole.
+    wanted: String,
 }
 
 /// One metric's answer.
@@ -53,38 +63,44 @@ struct Subject<'a> {
     now: Timestamp,
 }
 
+/// Tells `unread` of each metric that gives no answer.
 pub(super) async fn evaluate(
     client: &Client,
     namespace: &str,
     spec: &HorizontalPodAutoscalerSpec,
     scale: &Scale,
     now: Timestamp,
+    unread: impl Fn(&Unread),
 ) -> Result<Evaluation, Failure> {
-    let invalid_selector = |condition: &str, error: &str| Failure {
-        reason: "InvalidSelector",
-        condition: condition.to_owned(),
-        error: error.to_owned(),
+    let failed = |reason, condition: String, why: String| {
+        let failure = Unread {
+            reason,
+            why,
+            wanted: String::new(),
+        };
+        unread(&failure);
+        Failure {
+            reason,
+            condition,
+            error: failure.why,
+        }
     };
     let status = scale.status.as_ref();
     let selector = status
         .and_then(|status| status.selector.as_deref())
         .unwrap_or_default();
     if selector.is_empty() {
-        let condition = "the HPA target's scale is missing a selector";
-        return Err(invalid_selector(condition, "selector is required"));
+        let condition = "the HPA target's scale is missing a selector".to_owned();
+        let why = "selector is required".to_owned();
+        return Err(failed("InvalidSelector", condition, why));
     }
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let pods = api
-        .list(&ListParams::default().labels(selector))
-        .await
-        .map_err(|error| {
-            let why = format!("unable to get pods while calculating replica count: {error}");
-            Failure {
-                reason: "FailedGetResourceMetric",
-                condition: format!("the HPA was unable to compute the replica count: {why}"),
-                error: why,
-            }
-        })?;
+    let pods = api.list(&ListParams::default().labels(selector)).await;
+    let pods = pods.map_err(|error| {
+        let why = format!("unable to get pods while calculating replica count: {error}");
+        let condition = format!("the HPA was unable to compute the replica count: {why}");
+        failed("FailedGetResourceMetric", condition, why)
+    })?;
     let subject = Subject {
         metrics: Metrics { client, namespace },
         selector,
@@ -104,36 +120,31 @@ pub(super) async fn evaluate(
     for metric in specs {
         match subject.ask(metric).await {
             Ok(answer) => answers.push(answer),
-            Err(why) => failures.push(why),
+            Err(failure) => {
+                unread(&failure);
+                failures.push(failure);
+            }
         }
     }
     settle(answers, failures, subject.current)
 }
 
 /// Decides over the answers: fewer replicas are made only if every metric could be read.
-fn settle(
-    answers: Vec<Answer>,
-    failures: Vec<(&'static str, String)>,
-    current: i32,
-) -> Result<Evaluation, Failure> {
-    let all = answers.len() + failures.len();
+fn settle(answers: Vec<Answer>, failures: Vec<Unread>, current: i32) -> Result<Evaluation, Failure> {
+    let (invalid, all) = (failures.len(), answers.len() + failures.len());
     let greatest = answers.iter().max_by_key(|answer| answer.replicas);
-    let failure = failures.first().map(|(reason, why)| {
-        let invalid = failures.len();
-        let error = format!("invalid metrics ({invalid} invalid out of {all}), first error is: {why}");
-        (*reason, why.clone(), error)
-    });
-    match (greatest, failure) {
+    match (greatest, failures.into_iter().next()) {
         (Some(greatest), failure) if failure.is_none() || greatest.replicas >= current => Ok(Evaluation {
             replicas: greatest.replicas,
             metric: greatest.metric.clone(),
-            failure: failure.map(|(_, _, error)| error),
             statuses: answers.into_iter().map(|answer| answer.status).collect(),
         }),
-        (_, Some((reason, why, error))) => Err(Failure {
+        (_, Some(Unread { reason, why, wanted })) => Err(Failure {
             reason,
             condition: format!("the HPA was unable to compute the replica count: {why}"),
-            error,
+            error: format!(
+                "invalid metrics ({invalid} invalid out of {all}), first error is: failed to get {wanted}: {why}"
+            ),
         }),
         (_, None) => Err(Failure {
             reason: "InvalidMetricSourceType",
@@ -184,19 +195,17 @@ fn current_of(proposal: Proposal, target: &MetricTarget) -> MetricValueStatus {
 }
 
 impl Subject<'_> {
-    /// One metric's answer, or the condition's reason and what is wrong.
-    async fn ask(&self, metric: &MetricSpec) -> Result<Answer, (&'static str, String)> {
+    async fn ask(&self, metric: &MetricSpec) -> Result<Answer, Unread> {
+        let unread = |reason, wanted: String| move |why| Unread { reason, why, wanted };
         let mut status = MetricStatus {
             type_: metric.type_.clone(),
             ..MetricStatus::default()
         };
         let (proposal, name) = if let Some(source) = &metric.resource {
             let name = resource_name(&source.name, "resource", &source.target);
-            let failed = |why| ("FailedGetResourceMetric", why);
-            let proposal = self
-                .resource(&source.name, None, &source.target)
-                .await
-                .map_err(failed)?;
+            let wanted = format!("{} resource metric value", source.name);
+            let proposal = self.resource(&source.name, None, &source.target).await;
+            let proposal = proposal.map_err(unread("FailedGetResourceMetric", wanted))?;
             status.resource = Some(ResourceMetricStatus {
                 name: source.name.clone(),
                 current: current_of(proposal, &source.target),
@@ -204,12 +213,10 @@ impl Subject<'_> {
             (proposal, name)
         } else if let Some(source) = &metric.container_resource {
             let name = resource_name(&source.name, "container resource", &source.target);
-            let failed = |why| ("FailedGetContainerResourceMetric", why);
+            let wanted = format!("{} container metric value", source.name);
             let container = Some(source.container.as_str());
-            let proposal = self
-                .resource(&source.name, container, &source.target)
-                .await
-                .map_err(failed)?;
+            let proposal = self.resource(&source.name, container, &source.target).await;
+            let proposal = proposal.map_err(unread("FailedGetContainerResourceMetric", wanted))?;
             status.container_resource = Some(ContainerResourceMetricStatus {
                 name: source.name.clone(),
                 container: source.container.clone(),
@@ -217,19 +224,13 @@ impl Subject<'_> {
             });
             (proposal, name)
         } else if let Some(source) = &metric.pods {
-            let failed = |why| {
-                (
-                    "FailedGetPodsMetric",
-                    format!("failed to get pods metric value: {why}"),
-                )
-            };
             let wanted = milli(source.target.average_value.as_ref()).unwrap_or_default();
             let samples = self.metrics.pods(&source.metric, self.selector).await;
-            let samples = samples
-                .map_err(|why| failed(format!("unable to get metric {}: {why}", source.metric.name)))?;
-            let proposal = self
-                .pods("", PodTarget::Average(wanted), samples)
-                .map_err(failed)?;
+            let samples =
+                samples.map_err(|why| format!("unable to get metric {}: {why}", source.metric.name));
+            let proposal = samples.and_then(|samples| self.pods("", PodTarget::Average(wanted), samples));
+            let wanted = "pods metric value".to_owned();
+            let proposal = proposal.map_err(unread("FailedGetPodsMetric", wanted))?;
             status.pods = Some(PodsMetricStatus {
                 metric: source.metric.clone(),
                 current: current_of(proposal, &source.target),
@@ -237,20 +238,18 @@ impl Subject<'_> {
             (proposal, format!("pods metric {}", source.metric.name))
         } else if let Some(source) = &metric.object {
             let described = &source.described_object;
-            let failed = |why| {
-                (
-                    "FailedGetObjectMetric",
-                    format!(
-                        "failed to get object metric value: unable to get metric {}: {why}",
-                        source.metric.name
-                    ),
+            let value = self.metrics.object(described, &source.metric).await;
+            // The order of words is Kubernetes'.
+            let said = |why| {
+                format!(
+                    "unable to get metric {}: {} on {} {}/{why}",
+                    source.metric.name, described.kind, self.metrics.namespace, described.name
                 )
             };
-            let value = self
-                .metrics
-                .object(described, &source.metric)
-                .await
-                .map_err(failed)?;
+            let wanted = "object metric value".to_owned();
+            let value = value
+                .map_err(said)
+                .map_err(unread("FailedGetObjectMetric", wanted))?;
             let proposal = self.whole(&source.target, value);
             status.object = Some(ObjectMetricStatus {
                 described_object: described.clone(),
@@ -262,16 +261,19 @@ impl Subject<'_> {
                 format!("{} metric {}", described.kind, source.metric.name),
             )
         } else if let Some(source) = &metric.external {
-            let failed = |why| {
-                (
-                    "FailedGetExternalMetric",
-                    format!(
-                        "failed to get {} external metric value: {why}",
-                        source.metric.name
-                    ),
+            let name = &source.metric.name;
+            let value = self.metrics.external(&source.metric).await;
+            let said = |why| {
+                format!(
+                    "unable to get external metric {}/{name}/{}: {why}",
+                    self.metrics.namespace,
+                    printed_selector(source.metric.selector.as_ref())
                 )
             };
-            let value = self.metrics.external(&source.metric).await.map_err(failed)?;
+            let wanted = format!("{name} external metric value: failed to get {name} external metric");
+            let value = value
+                .map_err(said)
+                .map_err(unread("FailedGetExternalMetric", wanted))?;
             let proposal = self.whole(&source.target, value);
             status.external = Some(ExternalMetricStatus {
                 metric: source.metric.clone(),
@@ -280,7 +282,7 @@ impl Subject<'_> {
             (proposal, format!("external metric {}", source.metric.name))
         } else {
             let why = format!("unknown metric source type {:?}", metric.type_);
-            return Err(("InvalidMetricSourceType", why));
+            return Err(unread("InvalidMetricSourceType", "a metric".to_owned())(why));
         };
         Ok(Answer {
             replicas: proposal.replicas,
@@ -342,6 +344,31 @@ impl Subject<'_> {
     }
 }
 
+/// A selector as Go prints it.
+fn printed_selector(selector: Option<&LabelSelector>) -> String {
+    let Some(selector) = selector else {
+        return "nil".to_owned();
+    };
+    let labels = selector.match_labels.iter().flatten();
+    let labels: Vec<_> = labels.map(|(key, value)| format!("{key}: {value},")).collect();
+    let requirements = selector.match_expressions.iter().flatten();
+    let requirements: Vec<_> = requirements
+        .map(|requirement| {
+            format!(
+                "LabelSelectorRequirement{{Key:{},Operator:{},Values:[{}],}},",
+                requirement.key,
+                requirement.operator,
+                requirement.values.as_deref().unwrap_or_default().join(" ")
+            )
+        })
+        .collect();
+    format!(
+        "&LabelSelector{{MatchLabels:map[string]string{{{}}},MatchExpressions:[]LabelSelectorRequirement{{{}}},}}",
+        labels.concat(),
+        requirements.concat()
+    )
+}
+
 fn resource_name(resource: &str, noun: &str, target: &MetricTarget) -> String {
     if target.average_value.is_some() {
         format!("{resource} {noun}")
@@ -364,15 +391,16 @@ mod tests {
 
     #[test]
     fn the_greatest_wish_wins_and_a_silent_metric_forbids_less() {
-        let broken = || ("FailedGetResourceMetric", "why".to_owned());
+        let broken = || Unread {
+            reason: "FailedGetResourceMetric",
+            why: "why".to_owned(),
+            wanted: "cpu resource metric value".to_owned(),
+        };
         let both = settle(vec![answer(3), answer(5)], vec![], 4).ok().unwrap();
-        assert_eq!(
-            (both.replicas, both.metric.as_str(), both.failure),
-            (5, "m5", None)
-        );
+        assert_eq!((both.replicas, both.metric.as_str()), (5, "m5"));
         let more = settle(vec![answer(5)], vec![broken()], 4).ok().unwrap();
-        let said = "invalid metrics (1 invalid out of 2), first error is: why";
-        assert_eq!((more.replicas, more.failure.as_deref()), (5, Some(said)));
+        assert_eq!(more.replicas, 5);
+        let said = "invalid metrics (1 invalid out of 2), first error is: failed to get cpu resource metric value: why";
         let less = settle(vec![answer(3)], vec![broken()], 4).err().unwrap();
         assert_eq!(
             (less.reason, less.error.as_str()),
@@ -383,5 +411,19 @@ mod tests {
             "the HPA was unable to compute the replica count: why"
         );
         assert!(settle(vec![], vec![broken()], 4).is_err());
+    }
+
+    #[test]
+    fn selectors_are_printed_as_go_prints_them() {
+        assert_eq!(printed_selector(None), "nil");
+        let selector = serde_json::from_value(serde_json::json!({
+            "matchLabels": {"type": "prometheus"},
+            "matchExpressions": [{"key": "a", "operator": "In", "values": ["b", "c"]}],
+        }));
+        assert_eq!(
+            printed_selector(Some(&selector.unwrap())),
+            "&LabelSelector{MatchLabels:map[string]string{type: prometheus,},MatchExpressions:[]LabelSelectorRequirement{\
+             LabelSelectorRequirement{Key:a,Operator:In,Values:[b c],},},}"
+        );
     }
 }

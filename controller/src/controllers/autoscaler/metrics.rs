@@ -10,8 +10,13 @@ use kube::{Client, discovery};
 use serde_json::Value;
 
 use super::replicas::{Sample, Samples};
+use crate::controllers::said;
 use crate::quantity::Quantity;
 use crate::selector::LabelSelector;
+
+/// The group of metrics of objects, and its versions that we read.
+const CUSTOM: &str = "custom.metrics.k8s.io";
+const CUSTOM_VERSIONS: [&str; 2] = ["v1beta2", "v1beta1"];
 
 /// Taken for the window of a metric that does not say.
 const DEFAULT_WINDOW: SignedDuration = SignedDuration::from_mins(1);
@@ -35,7 +40,7 @@ impl Metrics<'_> {
             self.namespace,
             encode(selector)
         );
-        let list = self.get(path).await;
+        let list = self.get(path, "pods.metrics.k8s.io").await;
         let list = list.map_err(|why| format!("unable to fetch metrics from resource metrics API: {why}"))?;
         let items = list["items"].as_array().map_or(&[][..], Vec::as_slice);
         if items.is_empty() {
@@ -60,14 +65,12 @@ impl Metrics<'_> {
     /// A metric of each pod.
     pub(super) async fn pods(&self, metric: &MetricIdentifier, selector: &str) -> Result<Samples, String> {
         let path = format!(
-            "/apis/custom.metrics.k8s.io/v1beta2/namespaces/{}/pods/*/{}?labelSelector={}&metricLabelSelector={}",
-            self.namespace,
+            "pods/*/{}?labelSelector={}&metricLabelSelector={}",
             encode(&metric.name),
             encode(selector),
             encode(&of_metric(metric)?),
         );
-        let list = self.get(path).await;
-        let list = list.map_err(|why| format!("unable to fetch metrics from custom metrics API: {why}"))?;
+        let list = self.custom(&path, "pods", "*").await?;
         let items = list["items"].as_array().map_or(&[][..], Vec::as_slice);
         if items.is_empty() {
             return Err("no metrics returned from custom metrics API".to_owned());
@@ -85,7 +88,6 @@ impl Metrics<'_> {
         object: &CrossVersionObjectReference,
         metric: &MetricIdentifier,
     ) -> Result<i64, String> {
-        let failed = |why: String| format!("unable to fetch metrics from custom metrics API: {why}");
         let (group, version) = object
             .api_version
             .as_deref()
@@ -93,20 +95,24 @@ impl Metrics<'_> {
         let kind = GroupVersionKind::gvk(group, version, &object.kind);
         let (resource, _) = discovery::pinned_kind(self.client, &kind)
             .await
-            .map_err(|error| failed(said(&error)))?;
+            .map_err(|error| {
+                format!(
+                    "unable to fetch metrics from custom metrics API: {}",
+                    said(&error)
+                )
+            })?;
         let plural = if group.is_empty() {
             resource.plural
         } else {
             format!("{}.{group}", resource.plural)
         };
         let path = format!(
-            "/apis/custom.metrics.k8s.io/v1beta2/namespaces/{}/{plural}/{}/{}?metricLabelSelector={}",
-            self.namespace,
+            "{plural}/{}/{}?metricLabelSelector={}",
             encode(&object.name),
             encode(&metric.name),
             encode(&of_metric(metric)?),
         );
-        let list = self.get(path).await.map_err(failed)?;
+        let list = self.custom(&path, &plural, &object.name).await?;
         let value = milli(&list["items"][0]["value"]);
         value.ok_or_else(|| "no metrics returned from custom metrics API".to_owned())
     }
@@ -119,7 +125,9 @@ impl Metrics<'_> {
             encode(&metric.name),
             encode(&of_metric(metric)?),
         );
-        let list = self.get(path).await;
+        let list = self
+            .get(path, &format!("{}.external.metrics.k8s.io", metric.name))
+            .await;
         let list = list.map_err(|why| format!("unable to fetch metrics from external metrics API: {why}"))?;
         let items = list["items"].as_array().map_or(&[][..], Vec::as_slice);
         if items.is_empty() {
@@ -128,19 +136,45 @@ impl Metrics<'_> {
         Ok(items.iter().filter_map(|item| milli(&item["value"])).sum())
     }
 
-    async fn get(&self, path: String) -> Result<Value, String> {
+    /// Metrics of objects in the namespace, in whichever version they are served.
+    async fn custom(&self, path: &str, resource: &str, name: &str) -> Result<Value, String> {
+        let failed = |why: String| format!("unable to fetch metrics from custom metrics API: {why}");
+        let groups = self.client.list_api_groups().await;
+        let groups = groups.map_err(|error| failed(said(&error)))?.groups;
+        let served = groups.into_iter().find(|group| group.name == CUSTOM);
+        let served = served.ok_or_else(|| failed(format!("no custom metrics API ({CUSTOM}) registered")))?;
+        let has = |version: &&&str| served.versions.iter().any(|served| served.version == **version);
+        let version = CUSTOM_VERSIONS.iter().find(has).unwrap_or(&CUSTOM_VERSIONS[0]);
+        let path = format!("/apis/{CUSTOM}/{version}/namespaces/{}/{path}", self.namespace);
+        self.get(path, &format!("{resource}.{CUSTOM} {name}"))
+            .await
+            .map_err(failed)
+    }
+
+    /// What is at a path, which errors call `what`.
+    async fn get(&self, path: String, what: &str) -> Result<Value, String> {
         let request = http::Request::get(path)
             .body(Vec::new())
             .map_err(|error| error.to_string())?;
-        self.client.request(request).await.map_err(|error| said(&error))
+        let answer = self.client.request(request).await;
+        answer.map_err(|error| general(&error, what).unwrap_or_else(|| said(&error)))
     }
 }
 
-fn said(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
-    }
+/// What clients say of an error whose body says no more than its code does.
+fn general(error: &kube::Error, what: &str) -> Option<String> {
+    const MISSING: &str = "the server could not find the requested resource";
+    let kube::Error::Api(status) = error else {
+        return None;
+    };
+    // What kube-rs makes of a body that is no `Status`.
+    let unexplained = status.reason == "Failed to parse error data";
+    let message = match status.code {
+        404 if unexplained || status.message == MISSING => MISSING,
+        503 if unexplained => "the server is currently unable to handle the request",
+        _ => return None,
+    };
+    Some(format!("{message} (get {what})"))
 }
 
 fn of_metric(metric: &MetricIdentifier) -> Result<String, String> {
