@@ -152,11 +152,6 @@ impl World {
         Ok(Client::try_from(config)?)
     }
 
-    /// A file in the control plane's data directory.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
     async fn connect(dir: tempfile::TempDir, plane: Plane) -> Result<World> {
         let ready = dir.path().join("ready");
         eventually("the API to be ready", || async { ready.exists().then_some(()) }).await?;
