@@ -103,10 +103,19 @@ impl Interest {
     }
 }
 
-/// Who waits for what: of each value of an aspect the revision of the last change that it had a part in, at the latest.
+/// One value of an aspect.
+#[derive(Debug)]
+struct Topic {
+    /// The revision of the last change that it had a part in, at the latest.
+    told: watch::Sender<Revision>,
+    /// Those changes of the ring that it had a part in: a watcher finds its own without looking at all others'.
+    events: VecDeque<Arc<Event>>,
+}
+
+/// Who waits for what.
 #[derive(Debug)]
 struct Topics {
-    by_aspect: BTreeMap<Aspect, HashMap<Box<str>, watch::Sender<Revision>>>,
+    by_aspect: BTreeMap<Aspect, HashMap<Box<str>, Topic>>,
     count: usize,
     /// At how many the deserted ones are looked for.
     limit: usize,
@@ -123,38 +132,86 @@ impl Default for Topics {
 }
 
 impl Topics {
-    fn subscribe(&mut self, interest: &Interest, last: Revision) -> watch::Receiver<Revision> {
+    fn subscribe(
+        &mut self,
+        interest: &Interest,
+        ring: &VecDeque<Arc<Event>>,
+        last: Revision,
+    ) -> watch::Receiver<Revision> {
         if self.count >= self.limit {
             for topics in self.by_aspect.values_mut() {
-                topics.retain(|_, topic| topic.receiver_count() > 0);
+                topics.retain(|_, topic| topic.told.receiver_count() > 0);
             }
             self.count = self.by_aspect.values().map(HashMap::len).sum();
             self.limit = TOPICS.max(self.count * 2);
         }
         let topics = self.by_aspect.entry(interest.aspect).or_default();
         if let Some(topic) = topics.get(&interest.value) {
-            return topic.subscribe();
+            return topic.told.subscribe();
         }
         self.count += 1;
-        let topic = watch::Sender::new(last);
-        let receiver = topic.subscribe();
+        let (told, receiver) = watch::channel(last);
+        let events = ring.iter().filter(|event| interest.covers(event));
+        let topic = Topic {
+            told,
+            events: events.cloned().collect(),
+        };
         topics.insert(interest.value.clone(), topic);
         receiver
     }
 
-    fn tell(&self, event: &Event) {
-        for (aspect, topics) in &self.by_aspect {
-            for object in event.states() {
-                if let Some(topic) = aspect.of(object.meta()).and_then(|value| topics.get(value)) {
-                    topic.send_replace(event.revision());
+    /// The changes of the ring that are of interest; a topic is there as long as somebody listens.
+    fn events(&self, interest: &Interest) -> Option<&VecDeque<Arc<Event>>> {
+        let topic = self.by_aspect.get(&interest.aspect)?.get(&interest.value)?;
+        Some(&topic.events)
+    }
+
+    /// Every topic that a change has a part in, once.
+    fn each_of(&mut self, event: &Event, mut act: impl FnMut(&mut Topic)) {
+        for (aspect, topics) in &mut self.by_aspect {
+            let after = aspect.of(event.object.meta());
+            let before = event
+                .previous
+                .as_ref()
+                .and_then(|object| aspect.of(object.meta()));
+            for value in after.into_iter().chain(before.filter(|_| before != after)) {
+                if let Some(topic) = topics.get_mut(value) {
+                    act(topic);
                 }
             }
         }
     }
 
+    /// A change joins the ring.
+    fn tell(&mut self, event: &Arc<Event>) {
+        self.each_of(event, |topic| {
+            topic.events.push_back(Arc::clone(event));
+            topic.told.send_replace(event.revision());
+        });
+    }
+
+    /// The oldest change leaves the ring.
+    fn forget(&mut self, event: &Arc<Event>) {
+        self.each_of(event, |topic| {
+            if topic
+                .events
+                .front()
+                .is_some_and(|oldest| Arc::ptr_eq(oldest, event))
+            {
+                topic.events.pop_front();
+            }
+        });
+    }
+
+    fn forget_all(&mut self) {
+        for topic in self.by_aspect.values_mut().flat_map(HashMap::values_mut) {
+            topic.events.clear();
+        }
+    }
+
     fn tell_all(&self, revision: Revision) {
         for topic in self.by_aspect.values().flat_map(HashMap::values) {
-            topic.send_replace(revision);
+            topic.told.send_replace(revision);
         }
     }
 }
@@ -221,6 +278,7 @@ impl Resource {
     /// The objects as they are at `revision`; what led there is not known.
     pub(super) fn replace(&self, objects: BTreeMap<Box<str>, Arc<Object>>, revision: Revision) {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        inner.topics.forget_all();
         inner.topics.tell_all(revision);
         *inner = Inner {
             objects,
@@ -238,6 +296,7 @@ impl Resource {
     pub(super) fn cut(&self) {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         inner.ring.clear();
+        inner.topics.forget_all();
         inner.ring_bytes = 0;
         inner.floor = inner.last;
     }
@@ -261,6 +320,7 @@ impl Resource {
             let Some(oldest) = inner.ring.pop_front() else {
                 break;
             };
+            inner.topics.forget(&oldest);
             inner.ring_bytes -= oldest.size();
             inner.floor = oldest.revision();
         }
@@ -311,8 +371,10 @@ impl Watch {
             .inner
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        let last = inner.last;
-        self.changed = inner.topics.subscribe(&interest, last);
+        let Inner {
+            topics, ring, last, ..
+        } = &mut *inner;
+        self.changed = topics.subscribe(&interest, ring, *last);
         drop(inner);
         self.interest = Some(interest);
         self
@@ -366,21 +428,19 @@ impl Watch {
         if self.cursor >= inner.last {
             return Ok(Vec::new());
         }
-        let start = inner
-            .ring
-            .partition_point(|event| event.revision() <= self.cursor);
+        let events = match &self.interest {
+            None => Some(&inner.ring),
+            Some(interest) => inner.topics.events(interest),
+        };
         let mut batch: WatchBatch = Vec::new();
-        for event in inner.ring.iter().skip(start) {
-            // The cursor is a revision, so the changes of one must not be parted.
-            if batch.len() >= BATCH && self.cursor < event.revision() {
-                return Ok(batch);
-            }
-            self.cursor = event.revision();
-            if self
-                .interest
-                .as_ref()
-                .is_none_or(|interest| interest.covers(event))
-            {
+        if let Some(events) = events {
+            let start = events.partition_point(|event| event.revision() <= self.cursor);
+            for event in events.range(start..) {
+                // The cursor is a revision, so the changes of one must not be parted.
+                if batch.len() >= BATCH && self.cursor < event.revision() {
+                    return Ok(batch);
+                }
+                self.cursor = event.revision();
                 batch.push(Arc::clone(event));
             }
         }
