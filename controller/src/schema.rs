@@ -128,7 +128,18 @@ impl KindSchema {
     /// Call it with the object as it would be stored (pruned, defaulted). An empty list of managed fields in `new`
     /// forgets all earlier managers, as in Kubernetes.
     pub fn track_update(&self, live: Option<&Value>, new: &mut Value, manager: &Manager<'_>) {
-        apply::track_update(&apply::Target::built_in(self), live, new, manager);
+        apply::track_update(&apply::Target::built_in(self), live, new, None, manager);
+    }
+
+    /// The same for objects without `managedFields`: `kept` is what they were before, which `new` gets back.
+    pub(crate) fn track_kept(
+        &self,
+        live: Option<&Value>,
+        new: &mut Value,
+        kept: Option<Value>,
+        manager: &Manager<'_>,
+    ) {
+        apply::track_update(&apply::Target::built_in(self), live, new, kept, manager);
     }
 }
 

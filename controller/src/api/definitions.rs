@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 use super::negotiate::{Decoded, Form};
 use super::request::{Query, ResourcePath, Verb};
 use super::status::ApiError;
-use super::write::{self, Change};
+use super::write::{self, Change, Managers};
 use super::{Call, Server, delete, objects};
 use crate::auth::Identity;
 use crate::custom::{CLEANUP_FINALIZER, DEFINITIONS, names};
@@ -165,7 +165,7 @@ async fn clean_up(server: &Arc<Server>, name: &str, definition: &Value, now: &st
     say_terminating(server, name, definition, done, now).await?;
     let definitions = definitions()?;
     let call = call(server, definitions, Verb::Update, name, "")?;
-    write::change(&call, |current| {
+    write::change(&call, Managers::SetAside, |current| {
         let mut object = current.clone();
         if let Some(list) = object["metadata"]["finalizers"].as_array_mut() {
             list.retain(|finalizer| *finalizer != CLEANUP_FINALIZER);
@@ -207,7 +207,8 @@ async fn write_status(
         name,
         Subresource::Status.name(),
     )?;
-    write::change(&call, |current| Ok(unwarned(change(current.clone())))).await?;
+    let computed = |current: &Value| Ok(unwarned(change(current.clone())));
+    write::change(&call, Managers::SetAside, computed).await?;
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::delete::{self, Options};
 use super::status::{ApiError, success};
-use super::write::{self, Change, Reply};
+use super::write::{self, Change, Managers, Reply};
 use super::{Call, objects};
 use crate::resources;
 use crate::selector::LabelSelector;
@@ -169,7 +169,7 @@ async fn mark(call: &Call, metadata: &Value, meant: &[&str]) -> Result<(), ApiEr
         "type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting",
         "lastProbeTime": null, "lastTransitionTime": now,
     });
-    write::change(call, |pod| {
+    write::change(call, Managers::SetAside, |pod| {
         let mut pod = pod.clone();
         for key in meant {
             objects::copy(&mut pod["metadata"], metadata, key);

@@ -84,6 +84,9 @@ const SERVER_OWNED: &[&str] = &[
 /// What of metadata a write through a subresource may change.
 const THROUGH_STATUS: &[&str] = &["labels", "annotations", "finalizers", "managedFields"];
 
+/// What of an object a write through its status may change.
+const STATUS: &[&str] = &["metadata", "status"];
+
 /// Takes what only the server writes from the object as it was.
 pub(crate) fn carry_over(new: &mut Value, old: &Value) {
     if !new["metadata"].is_object() {
@@ -97,37 +100,62 @@ pub(crate) fn carry_over(new: &mut Value, old: &Value) {
     }
 }
 
-/// The object as it was, with the status and the labels of `new`; not the owners, whose loss would be the object's.
-pub(crate) fn with_status_of(old: &Value, new: &Value) -> Value {
-    let mut result = old.clone();
-    copy(&mut result, new, "status");
-    for key in THROUGH_STATUS {
-        copy(&mut result["metadata"], &new["metadata"], key);
+/// Of a new state leaves what a write through the status may change, and puts everything else back; the owners, too, whose loss
+/// would be the object's.
+pub(crate) fn keep_status_alone(new: &mut Value, old: &Value) {
+    if !new["metadata"].is_object() {
+        new["metadata"] = json!({});
     }
-    result
+    put_back(&mut new["metadata"], &old["metadata"], THROUGH_STATUS);
+    put_back(new, old, STATUS);
+    for key in THROUGH_STATUS {
+        drop_null(&mut new["metadata"], key);
+    }
+    drop_null(new, "status");
+}
+
+fn put_back(new: &mut Value, old: &Value, but: &[&str]) {
+    if let (Some(new), Some(old)) = (new.as_object_mut(), old.as_object()) {
+        new.retain(|key, _| but.contains(&key.as_str()) || old.contains_key(key));
+        for (key, value) in old.iter().filter(|(key, _)| !but.contains(&key.as_str())) {
+            // What is the same already need not be copied, and that is nearly everything.
+            if new.get(key) != Some(value) {
+                new.insert(key.clone(), value.clone());
+            }
+        }
+    }
+}
+
+fn drop_null(object: &mut Value, key: &str) {
+    if let Some(fields) = object.as_object_mut()
+        && fields.get(key).is_some_and(Value::is_null)
+    {
+        fields.remove(key);
+    }
 }
 
 /// Makes `key` in `to` what it is in `from`, absent if it is absent there.
 pub(crate) fn copy(to: &mut Value, from: &Value, key: &str) {
     let Some(fields) = to.as_object_mut() else { return };
     match from.get(key) {
-        Some(value) if !value.is_null() => drop(fields.insert(key.to_owned(), value.clone())),
+        Some(value) if !value.is_null() => {
+            if fields.get(key) != Some(value) {
+                fields.insert(key.to_owned(), value.clone());
+            }
+        }
         _ => drop(fields.remove(key)),
     }
 }
 
 /// Whether two states differ in what users write: everything but metadata and status.
 pub(crate) fn spec_differs(a: &Value, b: &Value) -> bool {
-    let significant = |value: &Value| -> Vec<(String, Value)> {
+    fn significant(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
         let fields = value.as_object().into_iter().flatten();
-        fields
-            .filter(|(key, value)| {
-                !matches!(key.as_str(), "metadata" | "status" | "apiVersion" | "kind") && !value.is_null()
-            })
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect()
-    };
-    significant(a) != significant(b)
+        fields.filter(|(key, value)| {
+            !matches!(key.as_str(), "metadata" | "status" | "apiVersion" | "kind") && !value.is_null()
+        })
+    }
+    !significant(a).eq(significant(b))
 }
 
 /// Whether a write changes nothing: managers' times and the resource version do not count.
@@ -174,5 +202,40 @@ pub(crate) fn drop_nulls(object: &mut Value) {
     }
     if let Some(fields) = object.as_object_mut() {
         fields.retain(|_, value| !value.is_null());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_through_the_status_changes_the_status_and_the_labels_alone() {
+        let old = json!({
+            "kind": "Pod", "metadata": {"name": "a", "uid": "u", "labels": {"x": "1"}, "generation": 2},
+            "spec": {"nodeName": "n"}, "status": {"phase": "Pending"},
+        });
+        let mut new = json!({
+            "kind": "Other", "metadata": {"uid": "v", "labels": {"x": "2"}, "selfLink": "s", "finalizers": null},
+            "spec": {"nodeName": "m"}, "extra": 1, "status": {"phase": "Running"},
+        });
+        keep_status_alone(&mut new, &old);
+        let mut expected = old.clone();
+        expected["status"]["phase"] = json!("Running");
+        expected["metadata"]["labels"]["x"] = json!("2");
+        assert_eq!(new, expected);
+        let mut emptied = json!({"metadata": {}, "status": null});
+        keep_status_alone(&mut emptied, &old);
+        assert!(emptied.get("status").is_none() && emptied["metadata"].get("labels").is_none());
+        assert_eq!(emptied["spec"], old["spec"]);
+    }
+
+    #[test]
+    fn what_users_write_is_neither_metadata_nor_status_nor_null() {
+        let object =
+            |spec: i32| json!({"metadata": {"uid": spec}, "status": spec, "spec": spec, "data": null});
+        assert!(spec_differs(&object(1), &object(2)));
+        let same = json!({"kind": "X", "spec": 1, "status": 7});
+        assert!(!spec_differs(&object(1), &same));
     }
 }

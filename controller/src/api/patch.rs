@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::Call;
 use super::negotiate::{Decoded, content_type, decode_json, decode_yaml};
 use super::status::ApiError;
-use super::write::{self, Change, FieldError, Reply};
+use super::write::{self, Change, FieldError, Managers, Reply};
 use crate::custom::ObjectSchema;
 use crate::resources::Problems;
 use crate::schema::{go_text, patch as json_patches};
@@ -36,7 +36,11 @@ pub(crate) async fn patch(call: &Call, body: &Bytes) -> Result<Reply, ApiError> 
         value: patch,
         duplicates,
     } = decode_json(body)?;
-    write::change(call, |current| {
+    let managers = match kind {
+        JSON => Managers::Shown,
+        _ => Managers::asked_for(patch.get("metadata").unwrap_or(&Value::Null)),
+    };
+    write::change(call, managers, |current| {
         let object = patched(call, kind, current, &patch)?;
         let mut warnings = Vec::new();
         let decoded = Decoded {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::negotiate::{Decoded, Form, content_type, decode_json};
 use super::status::{ApiError, json_response, success};
 use super::table::{self, Include};
-use super::write::{self, Change, Outcome, Reply};
+use super::write::{self, Change, Managers, Outcome, Reply};
 use super::{Call, eviction, objects, token_request};
 use crate::custom::json_path::JsonPath;
 use crate::resources::{Problems, ResourceRef, SCALE, Subresource, subdomain_problem};
@@ -95,7 +95,7 @@ pub(crate) async fn bind(call: &Call, binding: &Value) -> Result<Reply, ApiError
         return Err(ApiError::invalid(&call.resource, &call.path.name, &problems));
     }
     let uid = binding["metadata"]["uid"].as_str().unwrap_or_default();
-    write::change(call, |pod| {
+    write::change(call, Managers::SetAside, |pod| {
         let name = &call.path.name;
         if !uid.is_empty() && pod["metadata"]["uid"] != uid {
             let is = pod["metadata"]["uid"].as_str().unwrap_or_default();
@@ -243,7 +243,7 @@ pub(crate) async fn replace_scale(call: &Call, scale_object: &Value) -> Result<R
 }
 
 async fn scale(call: &Call, compute: impl Fn(&Value) -> Result<Value, ApiError>) -> Result<Reply, ApiError> {
-    let reply = write::change(call, |object| {
+    let reply = write::change(call, Managers::SetAside, |object| {
         let current = scale_of(call, object);
         let scaled = compute(&current)?;
         check_types(schema::kind("autoscaling", "v1", "Scale"), &scaled)?;

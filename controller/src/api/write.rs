@@ -206,7 +206,7 @@ async fn create_object(
     if let Some(schema) = stored.schema() {
         schema.default(&mut object);
         if applied_by.is_none() {
-            track(call, schema, None, &mut object);
+            track(call, schema, None, None, &mut object);
         }
     }
     allocate::complete(&stored, &mut object, None);
@@ -377,14 +377,24 @@ fn validate(resource: &ResourceRef, object: &Value, old: Option<&Value>) -> Resu
     let mut problems = Problems::default();
     crate::resources::validate_metadata(resource, object, old, &mut problems);
     resource.check(object, old, &mut problems);
+    refuse(resource, object, &problems)
+}
+
+fn validate_metadata(resource: &ResourceRef, object: &Value, old: Option<&Value>) -> Result<(), ApiError> {
+    let mut problems = Problems::default();
+    crate::resources::validate_metadata(resource, object, old, &mut problems);
+    refuse(resource, object, &problems)
+}
+
+fn refuse(resource: &ResourceRef, object: &Value, problems: &Problems) -> Result<(), ApiError> {
     if problems.0.is_empty() {
         Ok(())
     } else {
-        Err(ApiError::invalid(resource, objects::name(object), &problems))
+        Err(ApiError::invalid(resource, objects::name(object), problems))
     }
 }
 
-fn track(call: &Call, schema: ObjectSchema<'_>, old: Option<&Value>, new: &mut Value) {
+fn track(call: &Call, schema: ObjectSchema<'_>, old: Option<&Value>, kept: Option<Value>, new: &mut Value) {
     let time = objects::timestamp(call.now);
     let name = call.field_manager();
     let manager = Manager {
@@ -392,7 +402,7 @@ fn track(call: &Call, schema: ObjectSchema<'_>, old: Option<&Value>, new: &mut V
         subresource: (!call.path.subresource.is_empty()).then_some(call.path.subresource.as_str()),
         time: &time,
     };
-    schema.track_update(old, new, &manager);
+    schema.track_update(old, new, kept, &manager);
 }
 
 /// A state computed from the one that is stored; both in the version served.
@@ -414,9 +424,36 @@ impl Call {
     }
 }
 
+/// Whether a change is made to an object with the managers of its fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Managers {
+    /// The change is about them, too.
+    Shown,
+    /// They stay as they are but for what the change itself makes of them. They are half of a typical object, so that much is
+    /// saved.
+    SetAside,
+}
+
+impl Managers {
+    /// What a change asks for that comes with such metadata.
+    pub(crate) fn asked_for(metadata: &Value) -> Self {
+        match metadata.get("managedFields") {
+            Some(_) => Self::Shown,
+            None => Self::SetAside,
+        }
+    }
+}
+
+/// Takes the managers of fields out of an object.
+fn set_aside(object: &mut Value) -> Option<Value> {
+    let metadata = object.get_mut("metadata")?.as_object_mut()?;
+    metadata.remove("managedFields")
+}
+
 /// Changes an object: reads it, lets `compute` say what it shall be, writes it if nobody else has meanwhile.
 pub(crate) async fn change(
     call: &Call,
+    managers: Managers,
     compute: impl Fn(&Value) -> Result<Change, ApiError>,
 ) -> Result<Reply, ApiError> {
     let resource = &call.resource;
@@ -424,15 +461,22 @@ pub(crate) async fn change(
     let key = call.key();
     for _ in 0..ATTEMPTS {
         let current = call.find()?;
-        let old = call.before(&current);
-        let converted = (!call.is_served_as_stored(&current)).then(|| call.served(&current));
+        let mut old = call.before(&current);
+        let mut converted = (!call.is_served_as_stored(&current)).then(|| call.served(&current));
+        let kept = match managers {
+            Managers::Shown => None,
+            Managers::SetAside => {
+                converted.as_mut().and_then(set_aside);
+                set_aside(&mut old)
+            }
+        };
         let Change {
             object,
             warnings,
             tracked,
         } = compute(converted.as_ref().unwrap_or(&old))?;
         drop(converted);
-        let Some(mut new) = finish(call, &old, object, tracked)? else {
+        let Some(mut new) = finish(call, &old, kept, object, tracked)? else {
             return Ok(Reply {
                 code: StatusCode::OK,
                 outcome: Outcome::Stored(current),
@@ -493,8 +537,15 @@ fn is_finished(resource: &Resource, old: &Value, new: &Value) -> bool {
             == 0
 }
 
-/// Brings a computed state into the store's form and checks it; `None` if it changes nothing.
-fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Option<Value>, ApiError> {
+/// Brings a computed state into the store's form and checks it; `None` if it changes nothing. `kept` are the managers of
+/// fields that were set aside.
+fn finish(
+    call: &Call,
+    old: &Value,
+    kept: Option<Value>,
+    mut new: Value,
+    tracked: bool,
+) -> Result<Option<Value>, ApiError> {
     let resource = &call.resource;
     let name = &call.path.name;
     if let Some(conversion) = resource.conversion {
@@ -524,7 +575,7 @@ fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Opt
         objects::copy(&mut new["metadata"], &old["metadata"], "managedFields");
     }
     match resource.subresource(&call.path.subresource) {
-        Some(Subresource::Status) => new = objects::with_status_of(old, &new),
+        Some(Subresource::Status) => objects::keep_status_alone(&mut new, old),
         Some(Subresource::Approval) => {
             let mut approved = old.clone();
             approved["status"]["conditions"] = new["status"]["conditions"].clone();
@@ -569,13 +620,23 @@ fn finish(call: &Call, old: &Value, mut new: Value, tracked: bool) -> Result<Opt
         let generation = old["metadata"]["generation"].as_i64().unwrap_or_default();
         new["metadata"]["generation"] = json!(generation + 1);
     }
-    if !tracked && let Some(schema) = stored.schema() {
-        track(call, schema, Some(old), &mut new);
+    match stored.schema() {
+        Some(schema) if !tracked => track(call, schema, Some(old), kept, &mut new),
+        _ => {
+            if let Some(kept) = kept {
+                new["metadata"]["managedFields"] = kept;
+            }
+        }
     }
     no_late_finalizers(&stored, old, &new)?;
     let subresource = resource.subresource(&call.path.subresource);
     let before = pods::before_change(subresource, old, &new);
-    validate(&stored, &new, Some(&before))?;
+    if subresource == Some(Subresource::Status) && resource.storage == "pods" {
+        // The spec is as it was when it was checked, and of the status the node knows best.
+        validate_metadata(&stored, &new, Some(&before))?;
+    } else {
+        validate(&stored, &new, Some(&before))?;
+    }
     if resource.storage == "persistentvolumeclaims" || subresource == Some(Subresource::Resize) {
         admission::limits::check(call, &new)?;
     }
@@ -636,7 +697,8 @@ pub(crate) async fn replace(call: &Call, decoded: Decoded) -> Result<Reply, ApiE
     let mut warnings = Vec::new();
     let object = receive(call, decoded, &mut warnings)?;
     conditional(call, &object)?;
-    change(call, |_| {
+    let managers = Managers::asked_for(&object["metadata"]);
+    change(call, managers, |_| {
         Ok(Change {
             object: object.clone(),
             warnings: warnings.clone(),
@@ -671,7 +733,7 @@ pub(crate) async fn apply(
     let failed = |error: ApplyError| ApiError::apply(resource, &call.path.name, &error);
     for _ in 0..ATTEMPTS {
         if call.find().is_ok() || !call.path.subresource.is_empty() {
-            return change(call, |live| {
+            return change(call, Managers::Shown, |live| {
                 let mut object = schema.apply(Some(live), &request).map_err(failed)?;
                 if applied["metadata"]["resourceVersion"].is_string() {
                     objects::copy(&mut object["metadata"], &applied["metadata"], "resourceVersion");

@@ -69,11 +69,18 @@ impl ObjectSchema<'_> {
         }
     }
 
-    /// Brings the managers of fields up to date, see [`KindSchema::track_update`].
-    pub fn track_update(&self, live: Option<&Value>, new: &mut Value, manager: &Manager<'_>) {
+    /// Brings the managers of fields up to date, see [`KindSchema::track_update`]. `kept` are those that were set aside
+    /// while the object was changed.
+    pub(crate) fn track_update(
+        &self,
+        live: Option<&Value>,
+        new: &mut Value,
+        kept: Option<Value>,
+        manager: &Manager<'_>,
+    ) {
         match self {
-            Self::BuiltIn(schema) => schema.track_update(live, new, manager),
-            Self::Custom(resource) => apply::track_update(&target(resource), live, new, manager),
+            Self::BuiltIn(schema) => schema.track_kept(live, new, kept, manager),
+            Self::Custom(resource) => apply::track_update(&target(resource), live, new, kept, manager),
         }
     }
 }

@@ -285,6 +285,7 @@ pub(crate) fn track_update(
     target: &Target<'_>,
     live: Option<&Value>,
     new: &mut Value,
+    kept: Option<Value>,
     manager: &Manager<'_>,
 ) {
     let sent = new
@@ -301,15 +302,32 @@ pub(crate) fn track_update(
         managers::write(new, Vec::new());
         return;
     }
-    let mut entries = managers::read(new)
-        .or_else(|| managers::read(live?))
-        .unwrap_or_default();
     let walk::Difference {
         mut changed,
         mut removed,
     } = walk::difference(target.root, live, Some(new));
     strip(&mut changed, manager.subresource);
     strip(&mut removed, manager.subresource);
+    // What a client sent itself is to be read and brought into our form.
+    let as_before = kept.is_some() || managers::list(new) == live.and_then(managers::list);
+    managers::put_back(new, kept);
+    if !as_before || !managers::note(target, new, manager, &changed, &removed) {
+        settle(target, live, new, manager, changed, removed);
+    }
+}
+
+/// Notes a change of fields that may be others' as well.
+fn settle(
+    target: &Target<'_>,
+    live: Option<&Value>,
+    new: &mut Value,
+    manager: &Manager<'_>,
+    changed: FieldSet,
+    removed: FieldSet,
+) {
+    let mut entries = managers::read(new)
+        .or_else(|| managers::read(live?))
+        .unwrap_or_default();
     if changed.is_empty() && removed.is_empty() {
         managers::write(new, entries);
         return;

@@ -1,5 +1,6 @@
 //! The priority of pods: computed from their class when they are made.
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::api::Call;
@@ -36,12 +37,21 @@ impl Granted {
 
 /// The class that pods get which name none; if there are several, the one that grants least.
 fn default_class(call: &Call) -> Option<Value> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Rank {
+        #[serde(default)]
+        global_default: bool,
+        #[serde(default)]
+        value: i64,
+    }
     let classes = call.server.store.list(CLASSES, "").items;
-    classes
-        .iter()
-        .map(|class| class.value())
-        .filter(|class| class["globalDefault"] == true)
-        .min_by_key(|class| class["value"].as_i64())
+    let ranked = classes.iter().filter_map(|class| {
+        let rank: Rank = serde_json::from_slice(class.body()).ok()?;
+        rank.global_default.then_some((rank.value, class))
+    });
+    let (_, class) = ranked.min_by_key(|(value, _)| *value)?;
+    Some(class.value())
 }
 
 /// Gives a new pod the priority of its class, or of the default class.

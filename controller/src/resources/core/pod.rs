@@ -36,24 +36,7 @@ pub(super) fn validate(pod: &Value, old: Option<&Value>, problems: &mut Problems
     validation::pod_spec(&pod["spec"], "spec", problems);
     validation::non_negative(pod, "spec.terminationGracePeriodSeconds", problems);
     let Some(old) = old else { return };
-    let fixed = |pod: &Value| {
-        let mut spec = pod["spec"].as_object().cloned().unwrap_or_default();
-        spec.retain(|key, _| !MUTABLE.contains(&key.as_str()));
-        for list in ["containers", "initContainers"] {
-            for container in spec
-                .get_mut(list)
-                .and_then(Value::as_array_mut)
-                .into_iter()
-                .flatten()
-            {
-                if let Some(container) = container.as_object_mut() {
-                    container.remove("image");
-                }
-            }
-        }
-        spec
-    };
-    if fixed(pod) != fixed(old) {
+    if fixed_parts_differ(&pod["spec"], &old["spec"]) {
         problems.forbidden(
             "spec",
             "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,\
@@ -113,6 +96,34 @@ fn changes(new: &Value, old: &Value, problems: &mut Problems) {
             "existing toleration can not be modified except its tolerationSeconds",
         );
     }
+}
+
+/// Whether two specs differ in what may not change.
+fn fixed_parts_differ(a: &Value, b: &Value) -> bool {
+    let fixed = |spec: &Value, other: &Value| {
+        let fields = spec.as_object().into_iter().flatten();
+        fields
+            .filter(|(key, _)| !MUTABLE.contains(&key.as_str()))
+            .all(|(key, value)| match (key.as_str(), other.get(key)) {
+                ("containers" | "initContainers", Some(other)) => same_but_images(value, other),
+                (_, other) => other == Some(value),
+            })
+    };
+    !(fixed(a, b) && fixed(b, a))
+}
+
+fn same_but_images(a: &Value, b: &Value) -> bool {
+    let (Some(a), Some(b)) = (a.as_array(), b.as_array()) else {
+        return a == b;
+    };
+    let same = |(a, b): (&Value, &Value)| {
+        let (Some(a), Some(b)) = (a.as_object(), b.as_object()) else {
+            return a == b;
+        };
+        let but_image = |(key, _): &(&String, &Value)| *key != "image";
+        a.iter().filter(but_image).eq(b.iter().filter(but_image))
+    };
+    a.len() == b.len() && a.iter().zip(b).all(same)
 }
 
 pub(super) fn cells(pod: &Value, now: Timestamp) -> Vec<Value> {
@@ -295,5 +306,46 @@ fn terminated(state: &Value) -> String {
         (Some(reason), _) if !reason.is_empty() => reason.to_owned(),
         (_, Some(signal)) if signal != 0 => format!("Signal:{signal}"),
         _ => format!("ExitCode:{}", state["exitCode"].as_i64().unwrap_or_default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn of_a_bound_pods_spec_little_may_change() {
+        let spec = json!({
+            "nodeName": "n", "serviceAccountName": "default", "tolerations": [{"key": "a"}],
+            "containers": [{"name": "c", "image": "x", "command": ["y"]}],
+        });
+        let differs = |change: &dyn Fn(&mut Value)| {
+            let mut new = spec.clone();
+            change(&mut new);
+            [fixed_parts_differ(&new, &spec), fixed_parts_differ(&spec, &new)]
+        };
+        assert_eq!(differs(&|_| {}), [false; 2]);
+        assert_eq!(
+            differs(&|spec| spec["containers"][0]["image"] = json!("z")),
+            [false; 2]
+        );
+        assert_eq!(differs(&|spec| spec["initContainers"] = json!([])), [true; 2]);
+        assert_eq!(differs(&|spec| spec["tolerations"] = json!([])), [false; 2]);
+        assert_eq!(
+            differs(&|spec| spec["containers"][0]["command"] = json!([])),
+            [true; 2]
+        );
+        assert_eq!(
+            differs(&|spec| spec["containers"][0]["tty"] = json!(true)),
+            [true; 2]
+        );
+        assert_eq!(differs(&|spec| spec["containers"] = json!([])), [true; 2]);
+        assert_eq!(
+            differs(&|spec| spec["serviceAccountName"] = json!("other")),
+            [true; 2]
+        );
+        assert_eq!(differs(&|spec| spec["hostNetwork"] = json!(true)), [true; 2]);
     }
 }

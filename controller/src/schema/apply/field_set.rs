@@ -132,15 +132,28 @@ impl FieldSet {
     }
 
     /// The `fieldsV1` form.
-    pub(super) fn to_json(&self) -> Value {
+    pub(super) fn into_json(self) -> Value {
         let mut object = Map::new();
         if self.member && !self.children.is_empty() {
             object.insert(".".to_owned(), Value::Object(Map::new()));
         }
-        for (step, child) in &self.children {
-            object.insert(step.clone(), child.to_json());
+        for (step, child) in self.children {
+            object.insert(step, child.into_json());
         }
         Value::Object(object)
+    }
+
+    /// Whether the set has a path in common with one in the `fieldsV1` form.
+    pub(super) fn meets(&self, json: &Value) -> bool {
+        let Some(object) = json.as_object() else {
+            return false;
+        };
+        let is_member = object.is_empty() || object.contains_key(".");
+        (self.member && is_member)
+            || self
+                .children
+                .iter()
+                .any(|(step, child)| object.get(step).is_some_and(|json| child.meets(json)))
     }
 
     /// Reads the `fieldsV1` form; what is malformed is left out.

@@ -385,8 +385,36 @@ proptest! {
     }
 
     #[test]
+    fn a_change_is_noted_as_it_would_be_settled(
+        objects in prop::collection::vec((0..3, any::<bool>(), any_deployment()), 1..6),
+    ) {
+        let schema = kind("apps", "v1", "Deployment").expect("known");
+        let target = Target::built_in(&schema);
+        let mut live: Option<Value> = None;
+        for (who, applies, mut new) in objects {
+            let name = format!("m{who}");
+            if applies {
+                live = Some(apply_as(&name, live.as_ref(), &new, true).expect("forced"));
+                continue;
+            }
+            if let Some(list) = live.as_ref().map(|live| &live["metadata"]["managedFields"]).filter(|list| list.is_array()) {
+                new["metadata"]["managedFields"] = list.clone();
+            }
+            let mut settled = new.clone();
+            let difference = walk::difference(target.root, live.as_ref(), Some(&new));
+            let (mut changed, mut removed) = (difference.changed, difference.removed);
+            strip(&mut changed, None);
+            strip(&mut removed, None);
+            settle(&target, live.as_ref(), &mut settled, &manager(&name), changed, removed);
+            schema.track_update(live.as_ref(), &mut new, &manager(&name));
+            prop_assert_eq!(&new, &settled);
+            live = Some(new);
+        }
+    }
+
+    #[test]
     fn field_sets_survive_their_json_form(object in any_deployment()) {
         let set = walk::collect(Slot::root(kind("apps", "v1", "Deployment").expect("known").root()), &object);
-        prop_assert_eq!(FieldSet::from_json(&set.to_json()), set);
+        prop_assert_eq!(FieldSet::from_json(&set.clone().into_json()), set);
     }
 }
