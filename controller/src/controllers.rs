@@ -47,6 +47,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kube::api::{Api, PostParams};
+use kube::core::Request;
 use kube::{Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -110,6 +111,31 @@ impl ControllerError {
     pub(crate) fn is_conflict(&self) -> bool {
         matches!(self, ControllerError::Api { source: kube::Error::Api(status), .. } if status.code == 409)
     }
+}
+
+/// What of a created object's answer matters to its maker.
+#[derive(serde::Deserialize)]
+struct Created {
+    metadata: CreatedMeta,
+}
+
+#[derive(serde::Deserialize)]
+struct CreatedMeta {
+    #[serde(default)]
+    name: String,
+}
+
+/// Creates an object and yields its name. The rest of the answer is what was sent, and is not read.
+pub(crate) async fn create<K>(client: &Client, namespace: &str, object: &K) -> Result<String, kube::Error>
+where
+    K: Resource<DynamicType = ()> + Serialize,
+{
+    let body = serde_json::to_vec(object).map_err(kube::Error::SerdeError)?;
+    let request = Request::new(K::url_path(&(), Some(namespace)))
+        .create(&PostParams::default(), body)
+        .map_err(kube::Error::BuildRequest)?;
+    let created: Created = client.request(request).await?;
+    Ok(created.metadata.name)
 }
 
 /// Whether the object was not there.

@@ -208,7 +208,7 @@ pub struct Store<V> {
 
 struct Inner<V> {
     objects: HashMap<ObjectKey, Arc<V>>,
-    index: HashMap<IndexKey, HashSet<ObjectKey>>,
+    index: HashMap<IndexKey, HashMap<ObjectKey, Arc<V>>>,
 }
 
 impl<V> Debug for Store<V> {
@@ -252,10 +252,8 @@ impl<V: Cached> Store<V> {
         inner
             .index
             .get(key)
-            .into_iter()
-            .flatten()
-            .filter_map(|k| inner.objects.get(k).cloned())
-            .collect()
+            .map(|objects| objects.values().cloned().collect())
+            .unwrap_or_default()
     }
 
     /// Objects whose controller is `uid`.
@@ -302,11 +300,13 @@ impl<V: Cached> Store<V> {
         let old = {
             let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
             let old = inner.objects.insert(key.clone(), object.clone());
+            let entries = object.index_keys();
             if let Some(old) = &old {
-                inner.unindex(&key, old);
+                inner.unindex(&key, old, &entries);
             }
-            for entry in object.index_keys() {
-                inner.index.entry(entry).or_default().insert(key.clone());
+            for entry in entries {
+                let objects = inner.index.entry(entry).or_default();
+                objects.insert(key.clone(), object.clone());
             }
             old
         };
@@ -336,7 +336,7 @@ impl<V: Cached> Store<V> {
             let Some(old) = inner.objects.remove(key) else {
                 return;
             };
-            inner.unindex(key, &old);
+            inner.unindex(key, &old, &[]);
             old
         };
         self.tell(&Change {
@@ -490,12 +490,13 @@ async fn feed(
 }
 
 impl<V: Cached> Inner<V> {
-    fn unindex(&mut self, key: &ObjectKey, object: &V) {
-        for entry in object.index_keys() {
-            if let Some(keys) = self.index.get_mut(&entry) {
-                keys.remove(key);
-                if keys.is_empty() {
-                    self.index.remove(&entry);
+    /// Takes an object out of the entries that it was under, but for those of `but`.
+    fn unindex(&mut self, key: &ObjectKey, object: &V, but: &[IndexKey]) {
+        for entry in object.index_keys().iter().filter(|entry| !but.contains(entry)) {
+            if let Some(objects) = self.index.get_mut(entry) {
+                objects.remove(key);
+                if objects.is_empty() {
+                    self.index.remove(entry);
                 }
             }
         }

@@ -249,8 +249,15 @@ impl<K: Clone + Eq + Hash> Queue<K> {
 
     /// See [`WorkQueue::add_after`].
     pub fn add_after(&self, key: K, delay: Duration) {
-        self.with(|q| q.add_after(key, Instant::now(), delay));
-        self.shared.wake.notify_one();
+        let sooner = self.with(|q| {
+            let before = q.next_due();
+            q.add_after(key, Instant::now(), delay);
+            q.next_due() != before
+        });
+        // Whoever waits for an earlier one goes on to this one.
+        if sooner {
+            self.shared.wake.notify_one();
+        }
     }
 
     /// See [`WorkQueue::retry`].
@@ -289,8 +296,8 @@ impl<K: Clone + Eq + Hash> Queue<K> {
                 (key, q.next_due(), !q.is_empty())
             });
             if let Some(key) = key {
-                // One permit may stand for several keys; pass the wake-up on.
-                if more {
+                // One permit may stand for several keys, and somebody has to wait for the next delayed one.
+                if more || due.is_some() {
                     self.shared.wake.notify_one();
                 }
                 return Some(key);

@@ -3,6 +3,7 @@
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use kube::api::{Api, DynamicObject};
 use kube::core::{ApiResource, PartialObjectMeta};
@@ -41,6 +42,15 @@ impl AnyKind {
     /// Whether its objects are too short-lived and too many to be worth a graph.
     pub(crate) fn is_event(&self) -> bool {
         self.resource.plural == "events" && ["", "events.k8s.io"].contains(&self.resource.group.as_str())
+    }
+
+    /// The kind Pod.
+    pub(crate) fn pods() -> Self {
+        AnyKind {
+            resource: ApiResource::erase::<Pod>(&()),
+            namespaced: true,
+            deletes_collections: true,
+        }
     }
 
     /// Requests of an informer, which follows all objects of this kind.

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -244,7 +244,7 @@ impl Writer {
             reporting_instance: Some(String::new()),
             ..Event::default()
         };
-        api.create(&PostParams::default(), &event).await?;
+        super::create(&self.client, namespace, &event).await?;
         if self.seen.len() >= REMEMBERED {
             self.seen.clear();
         }

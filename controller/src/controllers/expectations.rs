@@ -79,6 +79,19 @@ impl Expectations {
         });
     }
 
+    /// Whether the last thing that was asked for has been seen; true once.
+    pub fn settle(&self, key: &ObjectKey) -> bool {
+        self.with(|all| {
+            let settled = all
+                .get(key)
+                .is_some_and(|expected| expected.creations == 0 && expected.deletions.is_empty());
+            if settled {
+                all.remove(key);
+            }
+            settled
+        })
+    }
+
     /// The owner is gone.
     pub fn forget(&self, key: &ObjectKey) {
         self.with(|all| all.remove(key));
@@ -103,6 +116,8 @@ mod tests {
         expected.creation_observed(&key);
         expected.creation_observed(&key);
         assert!(expected.satisfied(&key, now));
+        assert!(expected.settle(&key));
+        assert!(!expected.settle(&key), "once");
         expected.expect(&key, 0, ["u1".to_owned(), "u2".to_owned()], now);
         expected.deletion_observed(&key, "u1");
         expected.deletion_observed(&key, "u1");

@@ -1,6 +1,7 @@
 //! Deletes objects whose owners are gone, and sees foreground and orphaning deletions through.
 //!
-//! Every kind is watched by its metadata; together they are the graph of who owns whom. Before anything is deleted
+//! Every kind is watched by its metadata, but for the pods, of which there is a copy already; together they are the graph of
+//! who owns whom. Before anything is deleted
 //! because of an owner that is missing from the graph, the API is asked, so a graph that lags never costs an object.
 
 pub mod decide;
@@ -11,7 +12,6 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy};
-use kube::core::PartialObjectMeta;
 use kube::runtime::watcher;
 use serde_json::json;
 use tokio::sync::Notify;
@@ -53,6 +53,23 @@ impl Cached for Node {
 }
 
 impl Node {
+    /// Of metadata keeps what matters here.
+    fn of(metadata: &ObjectMeta, kind: &Arc<AnyKind>) -> Self {
+        Node {
+            metadata: ObjectMeta {
+                name: metadata.name.clone(),
+                namespace: metadata.namespace.clone(),
+                uid: metadata.uid.clone(),
+                resource_version: metadata.resource_version.clone(),
+                deletion_timestamp: metadata.deletion_timestamp.clone(),
+                finalizers: metadata.finalizers.clone(),
+                owner_references: metadata.owner_references.clone(),
+                ..ObjectMeta::default()
+            },
+            kind: kind.clone(),
+        }
+    }
+
     fn uid(&self) -> &str {
         self.metadata.uid.as_deref().unwrap_or_default()
     }
@@ -161,6 +178,7 @@ pub(crate) fn start(context: &Arc<Context>) {
         queue: queue.clone(),
         defined: Notify::new(),
     });
+    collector.clone().follow_pods();
     let synced = CancellationToken::new();
     let (follower, done) = (collector.clone(), synced.clone());
     context
@@ -193,8 +211,10 @@ impl Collector {
         while !shutdown.is_cancelled() {
             match all_kinds(&self.context.client).await {
                 Ok(kinds) => {
-                    let kinds: HashSet<Arc<AnyKind>> =
-                        kinds.into_iter().filter(|kind| !kind.is_event()).collect();
+                    let kinds: HashSet<Arc<AnyKind>> = kinds
+                        .into_iter()
+                        .filter(|kind| !kind.is_event() && **kind != AnyKind::pods())
+                        .collect();
                     followed.retain(|kind, (_, stop)| {
                         let stays = kinds.contains(kind);
                         if !stays {
@@ -212,6 +232,7 @@ impl Collector {
                         let all = futures::future::join_all(
                             followed.values().map(|(store, _)| store.wait_synced()),
                         );
+                        let all = futures::future::join(all, self.context.pods.wait_synced());
                         let _ = tokio::time::timeout(SYNC_LIMIT, all).await;
                         synced.cancel();
                     }
@@ -230,12 +251,28 @@ impl Collector {
         }
     }
 
-    fn follow(self: Arc<Self>, kind: &Arc<AnyKind>) -> (Arc<Store<Node>>, CancellationToken) {
+    fn know(&self, kind: &Arc<AnyKind>) {
         let by_name = (kind.resource.api_version.clone(), kind.resource.kind.clone());
         self.kinds
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(by_name, kind.clone());
+    }
+
+    /// Takes the pods from the copy that the controllers share: they change more than all other kinds together.
+    fn follow_pods(self: Arc<Self>) {
+        let kind = Arc::new(AnyKind::pods());
+        self.know(&kind);
+        let pods = self.context.pods.clone();
+        pods.subscribe(move |change| match (change.old, change.new) {
+            (_, Some(pod)) => self.seen(&Arc::new(Node::of(pod.metadata(), &kind))),
+            (Some(pod), None) => self.lost(&Arc::new(Node::of(pod.metadata(), &kind))),
+            (None, None) => {}
+        });
+    }
+
+    fn follow(self: Arc<Self>, kind: &Arc<AnyKind>) -> (Arc<Store<Node>>, CancellationToken) {
+        self.know(kind);
         let store: Arc<Store<Node>> = Store::new();
         let stop = self.context.shutdown.child_token();
         let collector = self.clone();
@@ -251,22 +288,7 @@ impl Collector {
             (None, None) => {}
         });
         let (api, kind) = (kind.watched(&self.context.client), kind.clone());
-        let project = move |object: AnyMeta| {
-            let PartialObjectMeta { metadata, .. } = object;
-            Node {
-                metadata: ObjectMeta {
-                    name: metadata.name,
-                    namespace: metadata.namespace,
-                    uid: metadata.uid,
-                    resource_version: metadata.resource_version,
-                    deletion_timestamp: metadata.deletion_timestamp,
-                    finalizers: metadata.finalizers,
-                    owner_references: metadata.owner_references,
-                    ..ObjectMeta::default()
-                },
-                kind: kind.clone(),
-            }
-        };
+        let project = move |object: AnyMeta| Node::of(&object.metadata, &kind);
         let (filled, token) = (store.clone(), stop.clone());
         self.context.tracker.spawn(async move {
             filled

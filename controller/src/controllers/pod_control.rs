@@ -6,7 +6,7 @@ use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Resource};
 use serde_json::json;
 use tracing::debug;
@@ -15,7 +15,7 @@ use super::events::Kind;
 use super::expectations::Expectations;
 use super::pod::PodView;
 use super::subscribe::owner_key;
-use super::{Context, ControllerError, is_not_found, is_terminating_namespace, said};
+use super::{Context, ControllerError, create, is_not_found, is_terminating_namespace, said};
 use crate::informer::{Change, ObjectKey};
 
 /// The hand of one controller object on its pods. Who counts pods announces to [`Expectations`] what it is about to do.
@@ -38,10 +38,9 @@ impl<K: Resource<DynamicType = ()>> PodControl<'_, K> {
         let done = slow_start(count, self.context.config.batch_concurrency, |at| {
             let pod = make(at);
             async move {
-                let result = self.api.create(&PostParams::default(), &pod).await;
+                let result = create(&self.context.client, &self.key.namespace, &pod).await;
                 match &result {
-                    Ok(made) => {
-                        let name = made.metadata.name.as_deref().unwrap_or_default();
+                    Ok(name) => {
                         let message = format!("Created pod: {name}");
                         recorder.event(self.owner, Kind::Normal, "SuccessfulCreate", message);
                     }

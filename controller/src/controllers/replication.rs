@@ -76,6 +76,11 @@ impl<K: Replicated> Replication<K> {
     fn pod_changed(&self, queue: &Queue<ObjectKey>, change: &Change<'_, PodView>) {
         let owners = observe(&self.expectations, &K::kind(&()), change);
         for key in owners.iter().flatten() {
+            // The next ones are made as soon as the last were seen.
+            if self.expectations.settle(key) {
+                queue.add(key.clone());
+                continue;
+            }
             // Counting a large set costs time in proportion; its changes come in crowds and are taken together.
             let size = self
                 .owners
