@@ -98,11 +98,15 @@ fn check_finds_what_differs() -> Result<()> {
         let checked = call.clone().with("prevResult", result);
         checked.call("CHECK")?.silent()?;
         ip(&pod, harm).with_context(|| format!("do harm: {harm}"))?;
-        let error = checked
-            .call("CHECK")?
-            .error(&[CHECK_FAILED])
-            .with_context(|| format!("after {harm}"))?;
-        ensure!(error.to_string().len() > 40, "it says what differs: {error}");
+        let answer = checked.call("CHECK")?;
+        // The agent mends a link that it misses, and may be faster than the question.
+        let mended = name == "link" && answer.silent().is_ok() && ip(&pod, "link show dev eth0").is_ok();
+        if !mended {
+            let error = answer
+                .error(&[CHECK_FAILED])
+                .with_context(|| format!("after {harm}"))?;
+            ensure!(error.to_string().len() > 40, "it says what differs: {error}");
+        }
         call.call("DEL")?
             .silent()
             .with_context(|| format!("after {harm}"))?;
