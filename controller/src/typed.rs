@@ -1,7 +1,7 @@
 //! Typed objects from JSON values and back, by way of text.
 //!
 //! The types of the API are read from text and written to it everywhere. A second reader and writer of each, from and to
-//! values, would add some hundred kilobytes to the program to save microseconds on paths that are seldom taken.
+//! values, would make the program larger for the sake of paths that are seldom taken.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

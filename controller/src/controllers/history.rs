@@ -33,9 +33,7 @@ fn data(template: &PodTemplateSpec) -> Value {
 
 /// The template that a revision keeps.
 pub fn template_of(revision: &ControllerRevision) -> Option<PodTemplateSpec> {
-    let mut template = revision.data.as_ref()?.0.pointer("/spec/template")?.clone();
-    template.as_object_mut()?.remove("$patch");
-    typed::from_value(&template).ok()
+    typed::from_value(revision.data.as_ref()?.0.pointer("/spec/template")?).ok()
 }
 
 /// Whether a revision keeps this template.

@@ -168,12 +168,13 @@ pub(super) fn note(
         Some(at) => list[at] = entry.into_json(),
         None => list.push(entry.into_json()),
     }
-    list.sort_by(|a, b| {
-        let keys = ["operation", "time", "manager"];
-        let text = |entry: &'_ Value, key| entry.get(key).and_then(Value::as_str).map(str::to_owned);
-        keys.map(|key| text(a, key)).cmp(&keys.map(|key| text(b, key)))
-    });
+    list.sort_by(|a, b| place(a).cmp(&place(b)));
     true
+}
+
+/// By what entries are ordered.
+fn place(entry: &Value) -> [Option<&str>; 3] {
+    ["operation", "time", "manager"].map(|key| entry.get(key).and_then(Value::as_str))
 }
 
 /// Writes the list, without managers that manage nothing.
