@@ -18,8 +18,11 @@ use crate::{setup, tidy, toolchain};
 /// The members that are compiled for this machine; `ebpf` is compiled for BPF by `agent/build.rs`.
 const MEMBERS: &[&str] = &["--workspace", "--exclude", "weft-ebpf"];
 
+/// The features with which programs and tests have the same dependencies: else all would be compiled twice.
+const SHARED: &[&str] = &["--features", "weft-tests/virtual-time"];
+
 /// What is computed for long in a long run, and the profile that makes it end in time.
-const OPTIMISED: &[&str] = &["--package", "weft-controller", "--lib", "--profile", "long"];
+const OPTIMISED: &[&str] = &["--package", "weft-controller", "--tests", "--profile", "long"];
 
 /// One test program may take this long; what hangs is a failure, not an endless run.
 const LIMIT: Duration = Duration::from_mins(12);
@@ -68,9 +71,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !args.no_lint && args.filters.is_empty() {
         lint(&mut tally);
     }
-    build("debug")?;
-    step("building the tests");
-    let mut programs = build_tests(MEMBERS)?;
+    step("building the programs and the tests");
+    let mut programs = build_tests(&[MEMBERS, &["--bins", "--tests"], SHARED].concat())?;
+    build_probe("debug")?;
     if args.long {
         step("building those again, optimised, that compute for long");
         programs.extend(build_tests(OPTIMISED)?);
@@ -120,11 +123,16 @@ pub(crate) fn build(profile: &str) -> Result<()> {
     step(format!("building the programs ({profile})"));
     let mut command = cargo();
     command.arg("build").args(MEMBERS).arg("--bins");
-    if profile == "release" {
-        command.arg("--release");
-    }
+    command.args(flags(profile));
     workspace::run(&mut command)?;
     build_probe(profile)
+}
+
+fn flags(profile: &str) -> &'static [&'static str] {
+    match profile {
+        "release" => &["--release"],
+        _ => SHARED,
+    }
 }
 
 /// Builds `weft-probe` statically, to run in containers and pods, beside the others as `weft-probe-static`.
@@ -136,9 +144,7 @@ pub(crate) fn build_probe(profile: &str) -> Result<()> {
 pub(crate) fn build_static(profile: &str, package: &str, name: &str) -> Result<()> {
     let mut command = cargo();
     command.args(["rustc", "--package", package, "--bin", name]);
-    if profile == "release" {
-        command.arg("--release");
-    }
+    command.args(flags(profile));
     workspace::run(command.args(["--", "-C", "target-feature=+crt-static"]))?;
     let dir = workspace::bin_dir(profile);
     // A later build links the program dynamically again; the copy keeps.
@@ -221,9 +227,9 @@ type Programs = BTreeMap<(usize, String, String, String), Program>;
 fn build_tests(which: &[&str]) -> Result<Programs> {
     let mut command = cargo();
     command
-        .arg("test")
+        .arg("build")
         .args(which)
-        .args(["--no-run", "--message-format", "json-render-diagnostics"]);
+        .args(["--message-format", "json-render-diagnostics"]);
     let text = workspace::output(&mut command)?;
     let mut programs = BTreeMap::new();
     for line in text.lines() {

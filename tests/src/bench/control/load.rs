@@ -12,6 +12,7 @@ use http::Method;
 use serde_json::json;
 use tokio::task::JoinSet;
 
+use super::PATIENCE;
 use super::http::{Connection, JSON, Target};
 
 /// Clients at a time.
@@ -186,7 +187,9 @@ pub(super) async fn watch_crowd(target: &Target, round: usize, length: Duration)
         .to_owned();
     let mut watchers = JoinSet::new();
     let seconds = usize::try_from(length.as_secs()).unwrap_or(1).max(1);
-    let writes = WRITES_PER_SECOND * seconds;
+    // All writers send as many, and the watchers wait for no more than are sent.
+    let writes_each = WRITES_PER_SECOND * seconds / WRITERS;
+    let writes = writes_each * WRITERS;
     let epoch = Instant::now();
     let prefix: Arc<str> = format!("crowd-{round}-").into();
     for _ in 0..WATCHERS {
@@ -214,7 +217,7 @@ pub(super) async fn watch_crowd(target: &Target, round: usize, length: Duration)
         writers.spawn(async move {
             let offset = pace * u32::try_from(writer)? / u32::try_from(WRITERS)?;
             let mut late = 0;
-            for write in 0..writes / WRITERS {
+            for write in 0..writes_each {
                 let due = start + offset + pace * u32::try_from(write)?;
                 tokio::time::sleep_until(due).await;
                 late += usize::from(due.elapsed() > pace);
@@ -236,9 +239,14 @@ pub(super) async fn watch_crowd(target: &Target, round: usize, length: Duration)
         "{late} of {writes} writes were sent late: the server takes fewer than {WRITES_PER_SECOND} a second"
     );
     let mut delays = Vec::new();
-    while let Some(done) = watchers.join_next().await {
-        delays.extend(done??);
-    }
+    let all_seen = async {
+        while let Some(done) = watchers.join_next().await {
+            delays.extend(done??);
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    let seen = tokio::time::timeout(PATIENCE, all_seen).await;
+    seen.context("a watcher has not seen all that was written")??;
     percentile(&mut delays, 99)
 }
 
