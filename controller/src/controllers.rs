@@ -46,6 +46,8 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use kube::api::{Api, PostParams};
 use kube::core::Request;
 use kube::{Client, Resource};
@@ -271,9 +273,24 @@ pub(crate) fn spawn_workers<R, F>(
     ready: impl Future<Output = ()> + Send + 'static,
     reconcile: R,
 ) where
-    R: Fn(ObjectKey) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Outcome> + Send,
+    R: Fn(ObjectKey) -> F + Send + Sync + 'static,
+    F: Future<Output = Outcome> + Send + 'static,
 {
+    let reconcile: Arc<Reconcile> = Arc::new(move |key| reconcile(key).boxed());
+    spawn_all(context, controller, queue, workers, ready.boxed(), &reconcile);
+}
+
+/// A reconcile function as the workers know it: they and what runs their tasks are compiled once, not for each controller.
+type Reconcile = dyn Fn(ObjectKey) -> BoxFuture<'static, Outcome> + Send + Sync;
+
+fn spawn_all(
+    context: &Context,
+    controller: &'static str,
+    queue: &Queue<ObjectKey>,
+    workers: usize,
+    ready: BoxFuture<'static, ()>,
+    reconcile: &Arc<Reconcile>,
+) {
     metrics::tell_depth(controller, queue.depth());
     let figures = Arc::new((
         metrics::WORK_SECONDS.with(&[("name", controller)]),
@@ -294,7 +311,7 @@ pub(crate) fn spawn_workers<R, F>(
             gate.clone(),
             queue.clone(),
             context.shutdown.clone(),
-            reconcile.clone(),
+            Arc::clone(reconcile),
         );
         context.tracker.spawn(async move {
             tokio::select! {
@@ -304,7 +321,7 @@ pub(crate) fn spawn_workers<R, F>(
             while let Some(key) = queue.next(&shutdown).await {
                 let span = info_span!("reconcile", controller, %key);
                 let began = Instant::now();
-                if !work(&queue, key, &reconcile).instrument(span).await {
+                if !work(&queue, key, &*reconcile).instrument(span).await {
                     figures.1.increment();
                 }
                 figures.0.observe(began.elapsed());
@@ -314,11 +331,7 @@ pub(crate) fn spawn_workers<R, F>(
 }
 
 /// Yields whether it was done.
-async fn work<R, F>(queue: &Queue<ObjectKey>, key: ObjectKey, reconcile: &R) -> bool
-where
-    R: Fn(ObjectKey) -> F,
-    F: Future<Output = Outcome>,
-{
+async fn work(queue: &Queue<ObjectKey>, key: ObjectKey, reconcile: &Reconcile) -> bool {
     let outcome = reconcile(key.clone()).await;
     let done = outcome.is_ok();
     match outcome {

@@ -288,7 +288,9 @@ fn rung(program: &Program) -> usize {
 fn threads(program: &Program) -> usize {
     let cores = thread::available_parallelism().map_or(2, usize::from);
     match rung(program) {
-        0 | 1 | 4 | 5 => cores.max(2),
+        0 | 1 => cores.max(2),
+        // They wait for most of their time.
+        4 | 5 => (2 * cores).clamp(2, 8),
         2 | 3 => cores.clamp(2, 4),
         _ => 1,
     }

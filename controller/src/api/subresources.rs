@@ -130,7 +130,8 @@ pub(crate) async fn bind(call: &Call, binding: &Value) -> Result<Reply, ApiError
         Ok(Change {
             object: pod,
             warnings: Vec::new(),
-            tracked: false,
+            // Where a pod is bound to is nobody's field, as in Kubernetes.
+            tracked: true,
         })
     })
     .await?;

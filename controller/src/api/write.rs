@@ -604,8 +604,14 @@ fn finish(
     }
     let stored = call.stored_resource();
     admission::on_write(&stored, &mut new);
-    if let Some(schema) = stored.schema() {
-        schema.prune(&mut new);
+    let subresource = resource.subresource(&call.path.subresource);
+    // A binding says where the pod goes; what the pod is was completed and checked when it was made.
+    let binds = subresource == Some(Subresource::Binding);
+    if let Some(schema) = stored.schema().filter(|_| !binds) {
+        // What was sent has been pruned when it was read, by the version served.
+        if resource.custom().is_some() {
+            schema.prune(&mut new);
+        }
         schema.default(&mut new);
     }
     allocate::complete(&stored, &mut new, Some(old));
@@ -629,9 +635,8 @@ fn finish(
         }
     }
     no_late_finalizers(&stored, old, &new)?;
-    let subresource = resource.subresource(&call.path.subresource);
     let before = pods::before_change(subresource, old, &new);
-    if subresource == Some(Subresource::Status) && resource.storage == "pods" {
+    if binds || subresource == Some(Subresource::Status) && resource.storage == "pods" {
         // The spec is as it was when it was checked, and of the status the node knows best.
         validate_metadata(&stored, &new, Some(&before))?;
     } else {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::FutureExt as _;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
@@ -158,8 +159,9 @@ impl Context {
             ..watcher::Config::default()
         };
         let (store, shutdown) = (store.clone(), self.shutdown.clone());
+        // Boxed, so that what runs a task is not compiled again for each kind.
         self.tracker
-            .spawn(async move { store.follow(api, config, project, shutdown).await });
+            .spawn(async move { store.follow(api, config, project, shutdown).await }.boxed());
     }
 }
 

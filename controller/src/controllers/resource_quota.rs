@@ -24,6 +24,8 @@ use crate::quota::{Amounts, count_name, in_scope, usage};
 
 /// Objects leave in crowds: their refunds are counted together.
 const GATHER: Duration = Duration::from_millis(200);
+/// When a quota is counted again that has just begun to bind: what was on its way then, and not charged, is there by now.
+const SETTLED: Duration = Duration::from_secs(1);
 /// How often everything is counted again, as in Kubernetes.
 const RECOUNT: Duration = Duration::from_mins(5);
 /// The core kinds that have names of their own in quotas.
@@ -123,9 +125,11 @@ async fn reconcile(context: &Context, key: &ObjectKey) -> Outcome {
     if status.hard.as_ref() == Some(&hard) && status.used.as_ref() == Some(&used) {
         return Ok(Some(RECOUNT));
     }
+    let begins = status.hard.as_ref() != Some(&hard);
     status.hard = Some(hard);
     status.used = Some(used);
-    Ok(write_status(&api, &quota).await?.map(|_| RECOUNT))
+    let again = if begins { SETTLED } else { RECOUNT };
+    Ok(write_status(&api, &quota).await?.map(|_| again))
 }
 
 /// The kinds that have to be counted for these names.

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -93,11 +94,13 @@ impl Starter<'_> {
             Unread::all::<K>(self.client.clone()),
             self.shutdown.clone(),
         );
-        self.tracker.spawn(async move {
+        let follow = async move {
             followed
                 .follow(api, watcher::Config::default(), project, stop)
                 .await;
-        });
+        };
+        // Boxed, so that what runs a task is not compiled again for each kind.
+        self.tracker.spawn(follow.boxed());
         store
     }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use redb::{Database, TableDefinition};
 use serde_json::Value;
@@ -34,6 +34,9 @@ const CHANGES: TableDefinition<'_, &str, u64> = TableDefinition::new("changes");
 const QUEUE: usize = 8192;
 /// Transactions that share one `fsync` at most, so that the first of them does not wait for ever.
 const BATCH: usize = 1024;
+/// How long a commit is put off at most for those that are likely to join it, and how often they are looked for.
+const GATHERING: Duration = Duration::from_millis(1);
+const GLANCE: Duration = Duration::from_micros(100);
 /// The engine's page cache. Reads come from our own map, so it only has to hold the inner pages.
 const CACHE_BYTES: usize = 16 << 20;
 
@@ -183,19 +186,39 @@ struct Batch {
 
 impl Writer {
     fn run(self, jobs: &Receiver<Job>) {
+        // How many transactions the last commit had, and how long it took.
+        let (mut company, mut cost) = (0, Duration::ZERO);
         while let Ok(first) = jobs.recv() {
             let mut batch = Batch {
                 revision: self.memory.revision(),
                 ..Batch::default()
             };
             self.take(&mut batch, first);
-            while batch.accepted.len() < BATCH {
-                let Ok(job) = jobs.try_recv() else { break };
-                self.take(&mut batch, job);
+            self.take_waiting(&mut batch, jobs);
+            // Those who wrote together will write together again. To wait for them as long as they keep coming, and no longer
+            // than a commit takes, halves the work of a busy store; whoever writes alone never waits.
+            let began = Instant::now();
+            while batch.accepted.len() < company && began.elapsed() < cost.min(GATHERING) {
+                thread::sleep(GLANCE);
+                let before = batch.accepted.len();
+                self.take_waiting(&mut batch, jobs);
+                if batch.accepted.len() == before {
+                    break;
+                }
             }
-            if !batch.accepted.is_empty() {
+            company = batch.accepted.len();
+            if company > 0 {
+                let began = Instant::now();
                 self.finish(batch);
+                cost = began.elapsed();
             }
+        }
+    }
+
+    fn take_waiting(&self, batch: &mut Batch, jobs: &Receiver<Job>) {
+        while batch.accepted.len() < BATCH {
+            let Ok(job) = jobs.try_recv() else { break };
+            self.take(batch, job);
         }
     }
 

@@ -300,18 +300,17 @@ async fn full(options: &Options, samples: &mut Samples, say: &mut impl FnMut(&st
     let fleet = Fleet::join(&plane.target, nodes).await?;
     let observer = Observer::start(&plane.target).await?;
     say(&format!("{pods} pods"));
-    let mut left = pods;
-    for index in 0.. {
-        let replicas = left.min(PODS);
-        if replicas == 0 {
-            break;
-        }
-        fleet.deploy(&format!("full-{index}"), replicas).await?;
-        left -= replicas;
+    // One Deployment after the other: clients and server share the machine's cores, and with all of them at once some nodes
+    // would not get to say that they live.
+    let mut there = 0;
+    while there < pods {
+        let replicas = (pods - there).min(PODS);
+        fleet.deploy(&format!("full-{}", there / PODS), replicas).await?;
+        there += replicas;
+        observer
+            .wait("running", PATIENCE, |counts| counts.running >= there)
+            .await?;
     }
-    observer
-        .wait("running", PATIENCE, |counts| counts.running >= pods)
-        .await?;
     if options.wants_any(&["full/rss", "full/store", "full/idle-cpu"]) {
         tokio::time::sleep(SETTLE).await;
         samples.put("full/rss", plane.rss()?);

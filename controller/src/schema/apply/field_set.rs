@@ -1,6 +1,7 @@
 //! Sets of fields, and their form in `fieldsV1`.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use serde_json::{Map, Value};
 
@@ -26,14 +27,24 @@ impl FieldSet {
 
     pub(super) fn insert(&mut self, step: String, child: Self) {
         if !child.is_empty() {
-            self.children.entry(step).or_default().union(child);
+            self.join(step, child);
+        }
+    }
+
+    fn join(&mut self, step: String, child: Self) {
+        match self.children.entry(step) {
+            // Moved as it is: most sets are built from disjoint ones.
+            Entry::Vacant(place) => {
+                place.insert(child);
+            }
+            Entry::Occupied(mut place) => place.get_mut().union(child),
         }
     }
 
     pub(super) fn union(&mut self, other: Self) {
         self.member |= other.member;
         for (step, child) in other.children {
-            self.children.entry(step).or_default().union(child);
+            self.join(step, child);
         }
     }
 
