@@ -262,16 +262,21 @@ pub(crate) fn start(context: &Arc<Context>) {
     });
 }
 
+/// Whether so many nodes are not well that the fault is more likely here, or between here and them: pods then stay where they
+/// are, for those that are left could not take them all. The share is Kubernetes' `--unhealthy-zone-threshold`; two nodes are
+/// never an outage unless they are all.
+fn is_outage(nodes: usize, unwell: usize) -> bool {
+    unwell == nodes || (unwell > 2 && unwell * 100 >= nodes * 55)
+}
+
 async fn monitor(context: &Context, beats: &Heartbeats) {
     let grace = context.config.node_monitor_grace_period;
     let nodes = context.nodes.all();
     let silent = |node: &Node| beats.silent_for(node.metadata.name.as_deref().unwrap_or_default()) > grace;
-    // If no node is heard, the fault is more likely here: pods stay where they are.
-    let all_gone = nodes
-        .iter()
-        .all(|node| silent(node) || readiness(node) != Readiness::Ready);
+    let unwell = |node: &&Arc<Node>| silent(node) || readiness(node) != Readiness::Ready;
+    let may_evict = !is_outage(nodes.len(), nodes.iter().filter(unwell).count());
     for node in &nodes {
-        if let Err(error) = judge(context, node, silent(node), !all_gone).await {
+        if let Err(error) = judge(context, node, silent(node), may_evict).await {
             debug!(node = node.metadata.name, error = %chain(&error), "node not judged, will retry");
         }
     }
@@ -399,6 +404,14 @@ mod tests {
 
     fn now() -> Timestamp {
         "2030-01-01T00:00:00Z".parse().unwrap()
+    }
+
+    #[test]
+    fn an_outage_is_all_nodes_or_more_than_half_of_many() {
+        let outages = [(1, 1), (2, 2), (3, 3), (4, 3), (5, 3), (9, 5), (100, 55)];
+        let failures = [(3, 0), (2, 1), (3, 2), (6, 3), (10, 5), (100, 54)];
+        assert!(outages.iter().all(|(nodes, unwell)| is_outage(*nodes, *unwell)));
+        assert!(!failures.iter().any(|(nodes, unwell)| is_outage(*nodes, *unwell)));
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Nodes that join, fall silent, come back and leave.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::Result;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Node;
-use kube::Api;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::DeleteParams;
+use kube::{Api, ResourceExt};
 
 use crate::world::{World, by_node, deployment, eventually, on};
 
@@ -39,13 +40,7 @@ async fn the_pods_of_a_dead_node_are_replaced_elsewhere() -> Result<()> {
 
     world.kill_node("n2");
     let nodes: Api<Node> = Api::all(world.client.clone());
-    eventually("the node to be unknown and tainted", || async {
-        let node = nodes.get("n2").await.ok()?;
-        let wanted =
-            ["NoExecute", "NoSchedule"].map(|effect| format!("node.kubernetes.io/unreachable:{effect}"));
-        (ready(&node) == "Unknown" && taints(&node) == wanted.into()).then_some(())
-    })
-    .await?;
+    wait_unknown(&nodes, "n2", &["NoExecute", "NoSchedule"]).await?;
     eventually("six ready pods elsewhere", || async {
         let pods = world.ready("app=web").await.ok()?;
         (pods.len() == 6 && pods.iter().all(|pod| !on(pod, "n2"))).then_some(())
@@ -67,6 +62,66 @@ async fn the_pods_of_a_dead_node_are_replaced_elsewhere() -> Result<()> {
         (pods.len() == 6).then_some(())
     })
     .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_an_outage_pods_stay_where_they_are() -> Result<()> {
+    // Long enough that the first to be missed is not evicted before the others are.
+    let world = World::with(|config| config.pod_eviction_timeout = Duration::from_secs(4)).await?;
+    world.join(&["n1", "n2", "n3", "n4", "n5"]).await?;
+    world.create::<Deployment>(deployment("web", 10, "img:1")).await?;
+    let before = names(&world.wait_ready("app=web", 10).await?, |_| true);
+
+    for node in ["n3", "n4", "n5"] {
+        world.kill_node(node);
+    }
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    for node in ["n3", "n4", "n5"] {
+        wait_unknown(&nodes, node, &["NoSchedule"]).await?;
+    }
+    assert_eq!(
+        names(&world.pods("app=web").await?, |_| true),
+        before,
+        "nothing is evicted"
+    );
+
+    // Two of five are no outage.
+    world.heal_node("n3").await?;
+    wait_unknown(&nodes, "n4", &["NoSchedule", "NoExecute"]).await?;
+    eventually("ten ready pods on those that are well", || async {
+        let pods = world.ready("app=web").await.ok()?;
+        let well = pods
+            .iter()
+            .all(|pod| ["n1", "n2", "n3"].iter().any(|node| on(pod, node)));
+        (pods.len() == 10 && well).then_some(())
+    })
+    .await?;
+    let stayed = names(&world.ready("app=web").await?, |pod| {
+        before.contains(&pod.name_any())
+    });
+    assert_eq!(
+        stayed.len(),
+        6,
+        "the pods of the node that came back are as they were"
+    );
+    Ok(())
+}
+
+async fn wait_unknown(nodes: &Api<Node>, name: &str, effects: &[&str]) -> Result<()> {
+    let wanted: BTreeSet<_> = effects
+        .iter()
+        .map(|effect| format!("node.kubernetes.io/unreachable:{effect}"))
+        .collect();
+    eventually(&format!("{name} to have {wanted:?}"), || async {
+        let node = nodes.get(name).await.ok()?;
+        (ready(&node) == "Unknown" && taints(&node) == wanted).then_some(())
+    })
+    .await
+}
+
+fn names(pods: &[Pod], which: impl Fn(&Pod) -> bool) -> BTreeSet<String> {
+    let pods = pods.iter().filter(|pod| which(pod));
+    pods.map(ResourceExt::name_any).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
