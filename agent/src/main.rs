@@ -16,9 +16,9 @@ use weft_agent::{
 };
 
 /// Objects come and go as trees of small parts on several threads: with the C library's allocator a third of the control
-/// plane's time went into it.
+/// plane's time went into it. How it is set up stands in `.cargo/config.toml`.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

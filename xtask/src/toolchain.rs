@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
 
+use crate::setup;
 use crate::workspace::{has_program, note, step};
 
 /// The version of bpf-linker that is built where none is on the PATH.
@@ -18,6 +19,7 @@ const DEBIAN: &str = include_str!("toolchain/debian.sh");
 
 /// Sets the toolchain up; does nothing if it is there.
 pub(crate) fn run() -> Result<()> {
+    setup::run(setup::BUILD)?;
     step("toolchain: the compiler for BPF programs");
     if nightly_with_source() && has_program("bpf-linker") {
         note("ready: rustup's nightly with rust-src, and bpf-linker on the PATH");
