@@ -68,8 +68,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     setup::unpack_etcd()?;
     setup::unpack_python_client()?;
     let mut tally = Tally::default();
-    let lints = !args.no_lint && args.filters.is_empty();
-    if lints {
+    if !args.no_lint && args.filters.is_empty() {
         lint(&mut tally);
     }
     step("building the programs and the tests");
@@ -80,7 +79,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         programs.extend(build_tests(OPTIMISED)?);
     }
     let programs: Vec<Program> = programs.into_values().collect();
-    let mut clippy = lints.then(start_clippy);
 
     let is_program = |filter: &&String| {
         programs
@@ -89,11 +87,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let (wanted, names): (Vec<&String>, Vec<&String>) = args.filters.iter().partition(is_program);
     for program in &programs {
-        if threads(program) == 1
-            && let Some(clippy) = clippy.take()
-        {
-            finish_clippy(clippy, &mut tally);
-        }
         if wanted
             .iter()
             .any(|filter| program.target.contains(filter.as_str()))
@@ -103,9 +96,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         } else if !names.is_empty() {
             run_program(program, args.long, &names, &mut tally)?;
         }
-    }
-    if let Some(clippy) = clippy.take() {
-        finish_clippy(clippy, &mut tally);
     }
     let minutes = start.elapsed().as_secs_f64() / 60.0;
     if !tally.failures.is_empty() {
@@ -213,35 +203,21 @@ fn check_machine() -> Result<()> {
     Ok(())
 }
 
-/// Formatting and the house rules; each counts as one test.
+/// Formatting, clippy and the house rules; each counts as one test.
 fn lint(tally: &mut Tally) {
     step("formatting");
     tally.record(
         "cargo fmt --check",
         workspace::run(cargo().args(["fmt", "--all", "--check"])),
     );
+    step("clippy, with warnings denied");
+    let mut clippy = cargo();
+    clippy
+        .arg("clippy")
+        .args(MEMBERS)
+        .args(["--all-targets", "--", "--deny", "warnings"]);
+    tally.record("cargo clippy", workspace::run(&mut clippy));
     tally.record("cargo xtask tidy", tidy::run());
-}
-
-/// Clippy at work, beside those tests that wait for most of their time.
-type Clippy = thread::JoinHandle<Result<()>>;
-
-fn start_clippy() -> Clippy {
-    step("clippy, with warnings denied, beside the first tests");
-    let mut command = cargo();
-    command.args(["clippy", "--quiet"]).args(MEMBERS);
-    command.args(["--all-targets", "--", "--deny", "warnings"]);
-    thread::spawn(move || workspace::run_quietly(&mut command))
-}
-
-/// Waits for clippy, which counts as one test.
-fn finish_clippy(clippy: Clippy, tally: &mut Tally) {
-    step("waiting for clippy");
-    let outcome = clippy.join();
-    tally.record(
-        "cargo clippy",
-        outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("clippy's thread has panicked"))),
-    );
 }
 
 /// In the order in which they run: by rung, package, kind and name.
@@ -312,9 +288,7 @@ fn rung(program: &Program) -> usize {
 fn threads(program: &Program) -> usize {
     let cores = thread::available_parallelism().map_or(2, usize::from);
     match rung(program) {
-        0 | 1 => cores.max(2),
-        // They wait for most of their time.
-        4 | 5 => (2 * cores).clamp(2, 8),
+        0 | 1 | 4 | 5 => cores.max(2),
         2 | 3 => cores.clamp(2, 4),
         _ => 1,
     }
