@@ -15,8 +15,8 @@ use weft_agent::{
     image, install, ipam_check, shim, status, telemetry,
 };
 
-/// Objects come and go as trees of small parts on several threads: with the C library's allocator a third of the control
-/// plane's time went into it. How it is set up stands in `.cargo/config.toml`.
+/// Objects come and go as trees of small parts on several threads: with the C library's allocator a quarter of the
+/// control plane's time went into it. How it is set up stands in `.cargo/config.toml`.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -43,7 +43,9 @@ const LAB: &[Need] = &[
 ];
 
 /// What building needs beside Rust.
-pub(crate) const BUILD: &[&[Need]] = &[&[need("make", "make", "the allocator is built with it")]];
+pub(crate) const BUILD: &[&[Need]] = &[COMPILE];
+
+const COMPILE: &[Need] = &[need("make", "make", "the allocator is built with it")];
 
 /// What the demo needs.
 pub(crate) const DEMO: &[&[Need]] = &[LAB];
@@ -81,7 +83,7 @@ const PEERS: &[Need] = &[
 pub(crate) const BENCH: &[&[Need]] = &[LAB, PEERS];
 
 /// Everything that any command needs.
-pub(crate) const ALL: &[&[Need]] = &[BUILD[0], LAB, RUNTIME, PYTHON, PEERS];
+pub(crate) const ALL: &[&[Need]] = &[COMPILE, LAB, RUNTIME, PYTHON, PEERS];
 
 /// Installs what is missing of `needs`.
 pub(crate) fn run(needs: &[&[Need]]) -> Result<()> {

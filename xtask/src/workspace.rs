@@ -28,7 +28,7 @@ pub(crate) fn cargo() -> Command {
             command.env_remove(&key);
         }
     }
-    // What a second build would need is a tenth of the first, and there is none.
+    // What is kept for a second build costs time and space, and there is none.
     if env::var_os("CI").is_some() && env::var_os("CARGO_INCREMENTAL").is_none() {
         command.env("CARGO_INCREMENTAL", "0");
     }

@@ -196,7 +196,7 @@ impl Writer {
             self.take(&mut batch, first);
             self.take_waiting(&mut batch, jobs);
             // Those who wrote together will write together again. To wait for them as long as they keep coming, and no longer
-            // than a commit takes, halves the work of a busy store; whoever writes alone never waits.
+            // than a commit takes, saves a busy store commits; whoever writes alone never waits.
             let began = Instant::now();
             while batch.accepted.len() < company && began.elapsed() < cost.min(GATHERING) {
                 thread::sleep(GLANCE);
