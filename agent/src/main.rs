@@ -4,8 +4,9 @@
 
 use std::{io::Write as _, process::ExitCode};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use clap::Parser as _;
+use tikv_jemalloc_ctl::{Access as _, AsName, background_thread};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use weft_agent::{
@@ -30,6 +31,19 @@ fn main() -> ExitCode {
     finish(run(cli.command))
 }
 
+/// What a write of the control plane frees the next one needs again, and to fetch it from the kernel anew cost it a fifth
+/// of its throughput. A thread of the allocator gives back what nobody has asked for within the second. Called before other
+/// threads start: they get their arenas, which take the setting over, from then on.
+fn keep_freed_memory_for_a_second() -> Result<()> {
+    const SECOND_MS: isize = 1_000;
+    let [first, later] = ["arena.0.dirty_decay_ms\0", "arenas.dirty_decay_ms\0"].map(AsName::name);
+    first
+        .write(SECOND_MS)
+        .and_then(|()| later.write(SECOND_MS))
+        .and_then(|()| background_thread::write(true))
+        .map_err(|error| anyhow!("cannot set up the allocator: {error}"))
+}
+
 fn finish(outcome: Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -51,6 +65,7 @@ fn run(command: Command) -> Result<()> {
         Command::Controller(args) => {
             let mode = args.validate()?;
             tracing::info!(?mode, "starting");
+            keep_freed_memory_for_a_second()?;
             serve(|shutdown| async move { Ok(weft_controller::start(mode, shutdown).await?) })?;
         }
         Command::Token(args) => {
