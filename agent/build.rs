@@ -58,6 +58,8 @@ fn build() -> Result<(), String> {
         .current_dir(root.join("ebpf"))
         .env("CARGO_TARGET_DIR", &target)
         .env("CARGO_BUILD_BUILD_DIR", &intermediate)
+        // That of the outer build is of another compiler.
+        .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .status()
         .map_err(|e| format!("{}: {e}", cargo.get_program().display()))?;
     if !status.success() {
@@ -117,14 +119,7 @@ fn nightly_sysroot() -> Option<PathBuf> {
 fn nightly_cargo() -> Command {
     let mut cargo = Command::new("rustup");
     cargo.args(["run", "nightly", "cargo", "-Zbuild-std=core"]);
-    for name in [
-        "RUSTC",
-        "RUSTC_WRAPPER",
-        "RUSTC_WORKSPACE_WRAPPER",
-        "RUSTFLAGS",
-        "RUSTDOC",
-        "CARGO",
-    ] {
+    for name in ["RUSTC", "RUSTC_WRAPPER", "RUSTFLAGS", "RUSTDOC", "CARGO"] {
         cargo.env_remove(name);
     }
     let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();

@@ -24,7 +24,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     setup::run(setup::BENCH)?;
     test::build("release")?;
     // As it is shipped: a third of a short life would go into dynamic linking.
-    test::build_static("release", "weft-cni", "weft-cni")?;
+    test::build_static(test::Compiler::Rustc, "release", "weft-cni", "weft-cni")?;
     workspace::step("bench");
     let dir = workspace::bin_dir("release");
     let error = Command::new(dir.join("weft-bench"))

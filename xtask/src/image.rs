@@ -18,7 +18,7 @@ pub(crate) struct Args {
 /// Builds the archive.
 pub(crate) fn run(args: &Args) -> Result<()> {
     workspace::step("image: weft-probe as an OCI archive");
-    test::build_probe("debug")?;
+    test::build_probe(test::Compiler::Rustc, "debug")?;
     workspace::run(workspace::cargo().args(["build", "--package", "weft-tests", "--bin", "weft-demo"]))?;
     let dir = workspace::bin_dir("debug");
     workspace::run(
