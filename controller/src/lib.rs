@@ -129,9 +129,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     let store: Arc<dyn Store> = match &config.etcd {
         None => {
             let file = data_dir.join("store.redb");
-            Arc::new(Embedded::open_sealed(&file, resources::index, Some(sealer))?)
+            Arc::new(Embedded::open_sealed(&file, resources::index_text, Some(sealer))?)
         }
-        Some(settings) => Arc::new(Etcd::open_sealed(settings, resources::index, Some(sealer)).await?),
+        Some(settings) => Arc::new(Etcd::open_sealed(settings, resources::index_text, Some(sealer)).await?),
     };
 
     let listener = Listener::bind(config.listen, &authority, &credentials).await?;

@@ -15,6 +15,7 @@ mod events;
 mod metrics;
 mod networking;
 mod node;
+mod pick;
 mod policy;
 mod printing;
 mod rbac;
@@ -28,6 +29,7 @@ use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::{Arc, LazyLock};
 
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::custom::{CustomResource, ObjectSchema};
@@ -363,6 +365,17 @@ pub fn index(storage: &str, object: &Value) -> Meta {
     stored_as(storage).map_or_else(|| meta(object, &[]), |resource| resource.index(object))
 }
 
+/// The same of its text, which need not be read as a whole.
+///
+/// # Errors
+/// If the text is not JSON.
+pub fn index_text(storage: &str, text: &[u8]) -> Result<Meta, serde_json::Error> {
+    let fields = stored_as(storage).map_or(&[][..], |resource| resource.fields);
+    let mut paths = vec!["metadata.namespace", "metadata.name", "metadata.labels"];
+    paths.extend(fields.iter().map(|field| field.path));
+    Ok(meta(&pick::pick(text, &paths)?, fields))
+}
+
 impl Resource {
     /// `group/version`, or the version alone in the core group.
     pub fn api_version(&self) -> String {
@@ -414,6 +427,18 @@ impl Resource {
     /// What selectors ask about in an object in the store's form.
     pub fn index(&self, object: &Value) -> Meta {
         meta(object, self.fields)
+    }
+
+    /// Of the text of an object's `spec` what selectors ask about: enough to find the object by, and little to carry along.
+    ///
+    /// # Errors
+    /// If the text is not JSON.
+    pub fn index_of_spec(&self, text: &RawValue) -> Result<Value, serde_json::Error> {
+        let paths = self
+            .fields
+            .iter()
+            .filter_map(|field| field.path.strip_prefix("spec."));
+        pick::pick(text.get().as_bytes(), &paths.collect::<Vec<_>>())
     }
 
     /// The value of a selectable field; `None` if selectors may not ask about it.

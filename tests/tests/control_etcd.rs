@@ -112,7 +112,11 @@ impl Server {
     }
 }
 
-fn index(_: &str, object: &Value) -> Meta {
+fn index(_: &str, text: &[u8]) -> Result<Meta, serde_json::Error> {
+    serde_json::from_slice(text).map(|object| named(&object))
+}
+
+fn named(object: &Value) -> Meta {
     Meta {
         name: object["metadata"]["name"].as_str().unwrap_or_default().into(),
         ..Meta::default()
@@ -133,7 +137,7 @@ const MAPS: &str = "configmaps";
 
 fn put(name: &str, expect: Expect, value: u32) -> Write {
     let object = json!({"kind": "ConfigMap", "metadata": {"name": name}, "data": {"v": value}});
-    let meta = index(MAPS, &object);
+    let meta = named(&object);
     Write {
         resource: MAPS,
         key: name.to_owned(),

@@ -68,11 +68,6 @@ pub(super) fn before_change<'a>(
             Cow::Owned(before)
         }
         Some(Subresource::Resize) => Cow::Owned(with_resources_of(old, new)),
-        Some(Subresource::Binding) => {
-            let mut before = old.clone();
-            before["spec"]["nodeName"] = new["spec"]["nodeName"].clone();
-            Cow::Owned(before)
-        }
         _ => Cow::Borrowed(old),
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::negotiate::Decoded;
@@ -238,7 +239,7 @@ async fn create_object(
             resource: resource.storage,
             key: key.clone(),
             expect: Expect::Absent,
-            operation: Operation::Put(encode(call, &object)?),
+            operation: Operation::Put(encode(call, &object, None)?),
         }];
         writes.extend(companions);
         writes.extend(charges::charges(call, None, &object)?);
@@ -270,8 +271,9 @@ async fn create_object(
 }
 
 /// Serialises an object; many small changes must not make one that no single request could.
-fn encode(call: &Call, object: &Value) -> Result<Encoded, ApiError> {
-    let encoded = Encoded::new(object, call.stored_resource().index(object));
+fn encode(call: &Call, object: &Value, spec: Option<&RawValue>) -> Result<Encoded, ApiError> {
+    let meta = call.stored_resource().index(object);
+    let encoded = Encoded::with(object, spec.map(|spec| ("spec", spec)), meta);
     let limit = call.server.limits.body_bytes;
     if encoded.len() > limit {
         return Err(ApiError::too_large(format!(
@@ -422,6 +424,21 @@ impl Call {
         }
         value
     }
+
+    /// The same for a write that leaves the spec alone: what selectors ask about stands for it, and its text comes beside.
+    fn before_but_spec<'a>(&self, object: &'a Object) -> (Value, Option<&'a RawValue>) {
+        let parted = object.value_but("spec").and_then(|(mut value, spec)| {
+            value["spec"] = self.resource.index_of_spec(spec).ok()?;
+            Some((value, Some(spec)))
+        });
+        parted.unwrap_or_else(|| (self.before(object), None))
+    }
+}
+
+/// Whether it is the node's part of a pod that is written, which is written more often than anything else.
+fn writes_status_of_pod(call: &Call) -> bool {
+    call.resource.storage == "pods"
+        && call.resource.subresource(&call.path.subresource) == Some(Subresource::Status)
 }
 
 /// Whether a change is made to an object with the managers of its fields.
@@ -461,7 +478,10 @@ pub(crate) async fn change(
     let key = call.key();
     for _ in 0..ATTEMPTS {
         let current = call.find()?;
-        let mut old = call.before(&current);
+        let (mut old, spec) = match managers {
+            Managers::SetAside if writes_status_of_pod(call) && !dry_run => call.before_but_spec(&current),
+            _ => (call.before(&current), None),
+        };
         let mut converted = (!call.is_served_as_stored(&current)).then(|| call.served(&current));
         let kept = match managers {
             Managers::Shown => None,
@@ -497,7 +517,7 @@ pub(crate) async fn change(
         let operation = if finished {
             Operation::Delete
         } else {
-            Operation::Put(encode(call, &new)?)
+            Operation::Put(encode(call, &new, spec)?)
         };
         let mut writes = vec![Write {
             resource: resource.storage,
@@ -614,6 +634,10 @@ fn finish(
         }
         schema.default(&mut new);
     }
+    if writes_status_of_pod(call) {
+        // Perhaps only what stands for the spec, and nothing is to be completed in that.
+        objects::copy(&mut new, old, "spec");
+    }
     allocate::complete(&stored, &mut new, Some(old));
     admission::on_change(call, &mut new)?;
     if objects::same(old, &new) {
@@ -635,12 +659,11 @@ fn finish(
         }
     }
     no_late_finalizers(&stored, old, &new)?;
-    let before = pods::before_change(subresource, old, &new);
-    if binds || subresource == Some(Subresource::Status) && resource.storage == "pods" {
+    if binds || writes_status_of_pod(call) {
         // The spec is as it was when it was checked, and of the status the node knows best.
-        validate_metadata(&stored, &new, Some(&before))?;
+        validate_metadata(&stored, &new, Some(old))?;
     } else {
-        validate(&stored, &new, Some(&before))?;
+        validate(&stored, &new, Some(&pods::before_change(subresource, old, &new)))?;
     }
     if resource.storage == "persistentvolumeclaims" || subresource == Some(Subresource::Resize) {
         admission::limits::check(call, &new)?;

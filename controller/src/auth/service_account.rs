@@ -307,7 +307,7 @@ mod tests {
     fn world() -> World {
         let directory = tempfile::tempdir().unwrap();
         let store: Arc<dyn Store> =
-            Arc::new(Embedded::open(&directory.path().join("store"), resources::index).unwrap());
+            Arc::new(Embedded::open(&directory.path().join("store"), resources::index_text).unwrap());
         let keys = Arc::new(TokenKeys::open(directory.path()).unwrap());
         World {
             verifier: Verifier::new(Arc::clone(&store), Arc::clone(&keys)),

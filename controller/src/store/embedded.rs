@@ -13,7 +13,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use redb::{Database, TableDefinition};
-use serde_json::Value;
 use tokio::sync::oneshot;
 
 use self::records::{encode, load};
@@ -40,8 +39,8 @@ const GLANCE: Duration = Duration::from_micros(100);
 /// The engine's page cache. Reads come from our own map, so it only has to hold the inner pages.
 const CACHE_BYTES: usize = 16 << 20;
 
-/// Finds what selectors ask about in an object: called for every record at start.
-pub type Indexer = fn(resource: &str, object: &Value) -> Meta;
+/// Finds what selectors ask about in an object's text: called for every record at start.
+pub type Indexer = fn(resource: &str, text: &[u8]) -> Result<Meta, serde_json::Error>;
 
 /// The embedded store.
 #[derive(Debug)]

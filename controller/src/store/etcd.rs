@@ -477,7 +477,7 @@ impl Form {
             .map_err(|error| damaged(error.to_string()))?
             .flatten();
         let record = opened.as_deref().unwrap_or(&kv.value);
-        let encoded = Encoded::from_record(record, |object| (self.index)(resource, object));
+        let encoded = Encoded::from_record(record, |text| (self.index)(resource, text));
         encoded
             .map(|encoded| encoded.seal(kv.mod_revision))
             .map_err(damaged)

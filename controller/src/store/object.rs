@@ -1,6 +1,12 @@
 //! A stored object: its JSON text, ready to be sent, and what selectors ask about.
 
+use std::borrow::Cow;
+use std::fmt;
+
 use bytes::Bytes;
+use serde::Serialize;
+use serde::de::{Deserializer as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::Revision;
@@ -38,6 +44,11 @@ pub struct Encoded {
 impl Encoded {
     /// Serialises `object`. Its metadata begins with the resource version, so that the place is known.
     pub fn new(object: &Value, meta: Meta) -> Self {
+        Self::with(object, None, meta)
+    }
+
+    /// The same with another text for one member of the object.
+    pub fn with(object: &Value, apart: Option<(&str, &RawValue)>, meta: Meta) -> Self {
         let empty = Map::new();
         let fields = object.as_object().unwrap_or(&empty);
         let metadata = fields
@@ -63,7 +74,10 @@ impl Encoded {
         let others = |key: &str| !matches!(key, "apiVersion" | "kind" | "metadata");
         for (key, value) in fields.iter().filter(|(key, _)| others(key)) {
             text.push(b',');
-            member(&mut text, key, value);
+            match apart.filter(|(name, _)| name == key) {
+                Some((_, raw)) => member(&mut text, key, raw),
+                None => member(&mut text, key, value),
+            }
         }
         text.push(b'}');
         Self {
@@ -96,17 +110,19 @@ impl Encoded {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) fn from_record(record: &[u8], index: impl FnOnce(&Value) -> Meta) -> Result<Self, String> {
+    pub(super) fn from_record(
+        record: &[u8],
+        index: impl FnOnce(&[u8]) -> Result<Meta, serde_json::Error>,
+    ) -> Result<Self, String> {
         let (version_at, text) = record.split_first_chunk::<4>().ok_or("too short")?;
         let version_at = u32::from_be_bytes(*version_at) as usize;
         if version_at > text.len() {
             return Err("the place of the resource version is behind its end".to_owned());
         }
-        let value: Value = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         Ok(Self {
             text: text.to_vec(),
             version_at,
-            meta: index(&value),
+            meta: index(text).map_err(|error| error.to_string())?,
         })
     }
 
@@ -165,6 +181,12 @@ impl Object {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
 
+    /// The object as a tree but for one member, whose text comes beside it; `None` if the object does not have it.
+    pub fn value_but<'a>(&'a self, part: &str) -> Option<(Value, &'a RawValue)> {
+        let mut deserializer = serde_json::Deserializer::from_slice(&self.body);
+        deserializer.deserialize_map(But(part)).ok()?
+    }
+
     pub(super) fn version_at(&self) -> usize {
         self.version_at
     }
@@ -186,7 +208,30 @@ impl Object {
     }
 }
 
-fn member(text: &mut Vec<u8>, key: &str, value: &Value) {
+/// Reads an object but for one member.
+struct But<'p>(&'p str);
+
+impl<'de> Visitor<'de> for But<'_> {
+    type Value = Option<(Value, &'de RawValue)>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let (mut fields, mut apart) = (Map::new(), None);
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            if key == self.0 {
+                apart = Some(map.next_value::<&RawValue>()?);
+            } else {
+                fields.insert(key.into_owned(), map.next_value()?);
+            }
+        }
+        Ok(apart.map(|text| (Value::Object(fields), text)))
+    }
+}
+
+fn member(text: &mut Vec<u8>, key: &str, value: &(impl Serialize + ?Sized)) {
     // Writing to a vector cannot fail, and neither can serialising a tree whose keys are strings.
     let _ = serde_json::to_writer(&mut *text, key);
     text.push(b':');
@@ -213,6 +258,19 @@ mod tests {
         expected["metadata"]["resourceVersion"] = json!("1000");
         let later = sealed.at_revision(1000);
         assert_eq!((later.value(), later.revision()), (expected, 1000));
+    }
+
+    #[test]
+    fn a_part_is_set_aside_and_put_back_as_it_was() {
+        let object =
+            json!({"metadata": {"name": "a"}, "spec": {"b": [1, 2.50, "\u{e9}"]}, "status": {"c": true}});
+        let sealed = Encoded::new(&object, Meta::default()).seal(3);
+        let (mut value, spec) = sealed.value_but("spec").unwrap();
+        assert_eq!(value["spec"], Value::Null);
+        value["spec"] = json!({"stands": "for it"});
+        let again = Encoded::with(&value, Some(("spec", spec)), Meta::default()).seal(3);
+        assert_eq!(again.body(), sealed.body());
+        assert!(sealed.value_but("data").is_none());
     }
 
     #[test]

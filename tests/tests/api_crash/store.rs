@@ -183,7 +183,11 @@ fn say(line: &str) {
         .expect("somebody listens");
 }
 
-fn index(_: &str, object: &Value) -> Meta {
+fn index(_: &str, text: &[u8]) -> Result<Meta, serde_json::Error> {
+    serde_json::from_slice(text).map(|object| named(&object))
+}
+
+fn named(object: &Value) -> Meta {
     Meta {
         name: object["metadata"]["name"].as_str().unwrap_or_default().into(),
         ..Meta::default()
@@ -232,7 +236,7 @@ fn write(store: &Embedded, client: usize, seed: u64, round: &str) {
             } else {
                 let object = json!({ "metadata": { "name": key }, "data": { "first": value, "length": length.to_string(),
                     "filler": "x".repeat(length), "second": value } });
-                Operation::Put(Encoded::new(&object, index(resource, &object)))
+                Operation::Put(Encoded::new(&object, named(&object)))
             };
             writes.push(Write {
                 resource,

@@ -97,6 +97,64 @@ async fn generation_counts_the_spec_and_status_is_written_apart() -> Result<()> 
 }
 
 #[tokio::test]
+async fn the_status_of_a_pod_is_written_and_the_rest_of_it_stays() -> Result<()> {
+    let server = Server::api_only()?;
+    let client = server.client().await?;
+    let mut sent = pod("a");
+    sent["spec"]["nodeName"] = json!("n1");
+    sent["spec"]["hostNetwork"] = json!(true);
+    sent["spec"]["containers"][0]["env"] = json!([{"name": "odd", "value": "\u{e9}\\\"\n"}]);
+    let (_, made) = json(&client, "POST", PODS, &sent).await?;
+    let path = format!("{PODS}/a");
+    let below = format!("{path}/status");
+    let strategic = "application/strategic-merge-patch+json";
+    let mut whole = made.clone();
+    whole["spec"]["nodeName"] = json!("n3");
+    whole["spec"]["containers"] = json!([]);
+    whole["status"]["phase"] = json!("Succeeded");
+    whole["metadata"]["labels"] = json!({"ended": "yes"});
+    for absent in ["resourceVersion", "managedFields"] {
+        whole["metadata"][absent] = Value::Null;
+    }
+    let writes = [
+        ("PATCH", MERGE, r#"{"spec":{"nodeName":"n2"},"status":{"phase":"Running"}}"#.to_owned(), "Running"),
+        ("PATCH", strategic, r#"{"spec":null,"status":{"phase":"Failed"}}"#.to_owned(), "Failed"),
+        ("PATCH", "application/json-patch+json",
+         r#"[{"op":"test","path":"/spec/nodeName","value":"n1"},{"op":"replace","path":"/status/phase","value":"Unknown"}]"#
+             .to_owned(), "Unknown"),
+        ("PUT", "application/json", whole.to_string(), "Succeeded"),
+    ];
+    for (method, kind, body, phase) in &writes {
+        let (status, answer) = send(&client, method, &below, kind, body.as_str()).await?;
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(answer["status"]["phase"], *phase);
+        assert_eq!(answer["spec"], made["spec"], "after {method} of {kind}");
+        let (_, again) = send(&client, method, &below, kind, body.as_str()).await?;
+        let version = |object: &Value| object["metadata"]["resourceVersion"].clone();
+        assert_eq!(version(&again), version(&answer), "{method} of {kind} twice");
+        for (selector, count) in [
+            (
+                format!("spec.nodeName=n1,spec.hostNetwork=true,status.phase={phase}"),
+                1,
+            ),
+            ("spec.nodeName!=n1".to_owned(), 0),
+        ] {
+            let list = get(&client, &format!("{PODS}?fieldSelector={selector}")).await?;
+            assert_eq!(list["items"].as_array().map(Vec::len), Some(count), "{selector}");
+        }
+    }
+    let kept = get(&client, &path).await?;
+    assert_eq!(kept["metadata"]["labels"]["ended"], "yes");
+    assert_eq!(kept["metadata"]["generation"], made["metadata"]["generation"]);
+    let managers = kept["metadata"]["managedFields"].to_string();
+    assert!(
+        managers.contains("f:containers") && managers.contains("f:phase"),
+        "{managers}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
 async fn dry_runs_say_what_would_be_and_leave_no_trace() -> Result<()> {
     let server = Server::api_only()?;
     let client = server.client().await?;

@@ -6,13 +6,11 @@ use std::thread;
 
 use bytes::Bytes;
 use redb::{Database, ReadableDatabase, ReadableTable};
-use serde_json::Value;
 
 use super::super::memory::{Memory, Objects};
 use super::super::sealing::{Sealer, SealingError};
 use super::super::{Meta, Object, Revision, StoreError};
 use super::{CHANGES, Indexer, OBJECTS, engine};
-use crate::informer::Lean;
 
 /// Records decoded together at start: enough work for all processors, and little enough to pass through memory.
 const READ: usize = 4096;
@@ -97,7 +95,7 @@ fn decode_one((key, record): &Record, index: Indexer, sealer: Option<&Sealer>) -
     let (resource, name) = text
         .split_once('\0')
         .ok_or_else(|| damaged("no resource".to_owned()))?;
-    let object = decode(key, record, sealer, |object| index(resource, object)).map_err(damaged)?;
+    let object = decode(key, record, sealer, |text| index(resource, text)).map_err(damaged)?;
     Ok((resource.into(), name.into(), object))
 }
 
@@ -115,19 +113,18 @@ fn decode(
     key: &[u8],
     record: &[u8],
     sealer: Option<&Sealer>,
-    index: impl FnOnce(&Value) -> Meta,
+    index: impl FnOnce(&[u8]) -> Result<Meta, serde_json::Error>,
 ) -> Result<Object, String> {
     let (revision, rest) = record.split_first_chunk::<8>().ok_or("too short")?;
     let (version_at, body) = rest.split_first_chunk::<4>().ok_or("too short")?;
     let opened = sealer.map(|sealer| sealer.unseal(key, body)).transpose();
     let opened = opened.map_err(|error| error.to_string())?.flatten();
     let body = opened.map_or_else(|| Bytes::copy_from_slice(body), Bytes::from);
-    // Nobody asks about managed fields, and they are half of a tree.
-    let Lean(value): Lean<Value> = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
+    let meta = index(&body).map_err(|error| error.to_string())?;
     Ok(Object::from_record(
         u64::from_be_bytes(*revision),
         u32::from_be_bytes(*version_at) as usize,
         body,
-        index(&value),
+        meta,
     ))
 }

@@ -8,16 +8,21 @@ use crate::store::Encoded;
 
 pub(super) const RESOURCE: &str = "configmaps";
 
-pub(super) fn index(_: &str, object: &Value) -> Meta {
+pub(super) fn index(_: &str, text: &[u8]) -> Result<Meta, serde_json::Error> {
+    let object: Value = serde_json::from_slice(text)?;
+    Ok(named(object["metadata"]["name"].as_str().unwrap_or_default()))
+}
+
+fn named(name: &str) -> Meta {
     Meta {
-        name: object["metadata"]["name"].as_str().unwrap_or_default().into(),
+        name: name.into(),
         ..Meta::default()
     }
 }
 
 pub(super) fn put(key: &str, expect: Expect, value: u32) -> Write {
     let object = json!({"metadata": {"name": key}, "data": {"v": value.to_string()}});
-    let meta = index(RESOURCE, &object);
+    let meta = named(key);
     Write {
         resource: RESOURCE,
         key: key.to_owned(),
