@@ -4,7 +4,9 @@ use kube::Client;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::controllers::pod;
 use crate::controllers::selection::SCHEDULER;
+use crate::informer::Store;
 use crate::leader::{self, Election};
 use crate::{RunError, controllers, scheduler};
 
@@ -49,8 +51,15 @@ impl Control {
     }
 
     async fn work(&self, stop: CancellationToken) -> Result<(), RunError> {
+        let pods = Store::new();
         let controllers = async {
-            let ended = controllers::run(self.client.clone(), self.settings.clone(), stop.clone()).await;
+            let ended = controllers::run(
+                self.client.clone(),
+                self.settings.clone(),
+                pods.clone(),
+                stop.clone(),
+            )
+            .await;
             ended_early(&stop, "controllers", ended.map_err(RunError::from))
         };
         let scheduler = async {
@@ -59,10 +68,15 @@ impl Control {
                 return Ok(());
             }
             let settings = scheduler::SchedulerConfig::default();
-            let ended = scheduler::run(self.client.clone(), settings, stop.clone()).await;
+            let ended = scheduler::run(self.client.clone(), settings, pods.clone(), stop.clone()).await;
             ended_early(&stop, "scheduler", ended.map_err(RunError::from))
         };
-        tokio::try_join!(controllers, scheduler).map(drop)
+        // Begun last: both have subscribed by then.
+        let follower = async {
+            pod::follow(&pods, self.client.clone(), stop.clone()).await;
+            Ok(())
+        };
+        tokio::try_join!(biased; controllers, scheduler, follower).map(drop)
     }
 }
 

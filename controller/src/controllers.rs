@@ -60,7 +60,8 @@ pub use config::ControllersConfig;
 pub(crate) use context::Context;
 pub use selection::{Choice, Selection};
 
-use crate::informer::ObjectKey;
+use self::pod::PodView;
+use crate::informer::{ObjectKey, Store};
 use crate::metrics;
 use crate::queue::Queue;
 
@@ -233,13 +234,14 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("namespace", namespace::start),
 ];
 
-/// Runs the selected controllers until `shutdown`.
+/// Runs the selected controllers until `shutdown`. They subscribe to `pods` at once, and do not follow them themselves.
 ///
 /// # Errors
 /// [`ControllerError::Config`] if the configuration cannot work. Failures of the API are retried for ever.
 pub async fn run(
     client: Client,
     config: ControllersConfig,
+    pods: Arc<Store<PodView>>,
     shutdown: CancellationToken,
 ) -> Result<(), ControllerError> {
     config.validate()?;
@@ -251,7 +253,7 @@ pub async fn run(
         shutdown.cancelled().await;
         return Ok(());
     }
-    let context = Context::new(client, config, shutdown.clone());
+    let context = Context::new(client, config, pods, shutdown.clone());
     for (name, start) in &chosen {
         debug!(controller = name, "starting");
         start(&context);

@@ -7,7 +7,7 @@
 mod lean;
 mod unread;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::{self, Debug};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub use lean::Lean;
 pub use unread::{Unread, Unreadable};
 
 /// Namespace and name of an object; the namespace of a cluster-scoped one is empty.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectKey {
     /// Namespace, or empty.
     pub namespace: Arc<str>,
@@ -73,6 +73,23 @@ impl Debug for ObjectKey {
     }
 }
 
+/// Labels of an object.
+pub type Labels = BTreeMap<String, String>;
+
+/// Answers a question about labels, and remembers the last answer: pods that one template made share their labels, and
+/// thousands of them come one after the other.
+pub fn remembering<'a>(ask: impl Fn(&Labels) -> bool) -> impl FnMut(&'a Labels) -> bool {
+    let mut last: Option<(&'a Labels, bool)> = None;
+    move |labels| match last {
+        Some((of, answer)) if std::ptr::eq(of, labels) => answer,
+        _ => {
+            let answer = ask(labels);
+            last = Some((labels, answer));
+            answer
+        }
+    }
+}
+
 /// What a store can be asked for besides a key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum IndexKey {
@@ -94,6 +111,17 @@ pub enum IndexKey {
 pub trait Cached: Send + Sync + 'static {
     /// Its metadata, without managed fields.
     fn metadata(&self) -> &ObjectMeta;
+
+    /// Its key.
+    fn key(&self) -> ObjectKey {
+        ObjectKey::of(self.metadata())
+    }
+
+    /// Its labels.
+    fn labels(&self) -> &Labels {
+        static NONE: Labels = Labels::new();
+        self.metadata().labels.as_ref().unwrap_or(&NONE)
+    }
 
     /// Where it is found; by default under its namespace and its controller.
     fn index_keys(&self) -> Vec<IndexKey> {
@@ -295,7 +323,7 @@ impl<V: Cached> Store<V> {
 
     /// Puts an object in, and tells the subscribers.
     pub fn upsert(&self, object: V) {
-        let key = ObjectKey::of(object.metadata());
+        let key = object.key();
         let object = Arc::new(object);
         let old = {
             let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
@@ -415,7 +443,7 @@ impl<V: Cached> Sink for Filling<'_, V> {
     fn put(&mut self, object: &Unread) -> Result<(), Unreadable> {
         let object = (self.read)(object)?;
         if let Some(listed) = &mut self.listed {
-            listed.insert(ObjectKey::of(object.metadata()));
+            listed.insert(object.key());
         }
         self.store.upsert(object);
         Ok(())

@@ -25,6 +25,8 @@ pub mod testing;
 pub mod volumes;
 mod watches;
 
+use std::sync::Arc;
+
 use kube::Client;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +38,8 @@ use self::effects::Effects;
 use self::owner::Owner;
 use self::watches::Watches;
 use crate::controllers::events::Recorder;
+use crate::controllers::pod::PodView;
+use crate::informer::Store;
 
 /// Settings of the scheduler.
 #[derive(Debug, Clone)]
@@ -66,13 +70,14 @@ pub enum SchedulerError {
     Config(String),
 }
 
-/// Runs the scheduler until `shutdown`.
+/// Runs the scheduler until `shutdown`. It subscribes to `pods` at once, and does not follow them itself.
 ///
 /// # Errors
 /// [`SchedulerError::Config`] if the configuration cannot work. Failures of the API are retried for ever.
 pub async fn run(
     client: Client,
     config: SchedulerConfig,
+    pods: Arc<Store<PodView>>,
     shutdown: CancellationToken,
 ) -> Result<(), SchedulerError> {
     if config.bind_concurrency == 0 {
@@ -82,7 +87,7 @@ pub async fn run(
     }
     let tracker = TaskTracker::new();
     let (messages, inbox) = mpsc::unbounded_channel();
-    let watches = Watches::start(client.clone(), &tracker, messages.clone(), shutdown.clone());
+    let watches = Watches::start(client.clone(), pods, &tracker, messages.clone(), shutdown.clone());
     let effects = Effects {
         recorder: Recorder::start(client.clone(), "default-scheduler", &tracker, shutdown.clone()),
         client,

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::service_account::keys::TokenKeys;
 use crate::controllers::ControllersConfig;
-use crate::controllers::pod::PodView;
+use crate::controllers::pod::{self, PodView};
 use crate::informer::{self, Cached as _, Unread};
 use crate::pki::Authority;
 use crate::store::simulated::{Fault, Generation, Simulated, View};
@@ -310,14 +310,18 @@ async fn run_control(world: &World, calm: &CancellationToken) {
         let stop = CancellationToken::new();
         let client = connect(&generation, &stop);
         let parts = async {
+            let pods = informer::Store::new();
             let scheduler = scheduler::run(
                 client.clone(),
                 scheduler::SchedulerConfig::default(),
+                pods.clone(),
                 stop.clone(),
             );
             let _ = tokio::join!(
-                controllers::run(client.clone(), settings(), stop.clone()),
-                scheduler
+                biased;
+                controllers::run(client.clone(), settings(), pods.clone(), stop.clone()),
+                scheduler,
+                pod::follow(&pods, client.clone(), stop.clone()),
             );
         };
         let death = async {

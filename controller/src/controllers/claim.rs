@@ -12,7 +12,7 @@ use serde_json::json;
 use tracing::{debug, info};
 
 use super::{ControllerError, is_not_found};
-use crate::informer::{Cached, Change, ObjectKey, Store, controller_of};
+use crate::informer::{Cached, Change, ObjectKey, Store, controller_of, remembering};
 
 /// What to do with the objects around a controller.
 #[derive(Debug)]
@@ -34,10 +34,6 @@ pub(crate) fn claims<V: Cached>(
     selector: &Selector,
     relevant: impl Fn(&V) -> bool,
 ) -> Claims<V> {
-    let matches = |object: &V| match &object.metadata().labels {
-        Some(labels) => selector.matches(labels),
-        None => selector.matches(&std::collections::BTreeMap::new()),
-    };
     let deleting = owner.deletion_timestamp.is_some();
     let mut out = Claims {
         kept: Vec::new(),
@@ -45,17 +41,21 @@ pub(crate) fn claims<V: Cached>(
         adopt: Vec::new(),
         finalizer: None,
     };
-    for object in store.owned_by(owner.uid.as_deref().unwrap_or_default()) {
-        if !relevant(&object) || matches(&object) {
-            out.kept.push(object);
+    let owned = store.owned_by(owner.uid.as_deref().unwrap_or_default());
+    let mut matches = remembering(|labels| selector.matches(labels));
+    for object in &owned {
+        if !relevant(object) || matches(object.labels()) {
+            out.kept.push(object.clone());
         } else if !deleting {
-            out.release.push(object);
+            out.release.push(object.clone());
         }
     }
     if !deleting {
         out.adopt = store.orphans(owner.namespace.as_deref().unwrap_or_default());
         out.adopt.retain(|object| {
-            object.metadata().deletion_timestamp.is_none() && relevant(object) && matches(object)
+            object.metadata().deletion_timestamp.is_none()
+                && relevant(object)
+                && selector.matches(object.labels())
         });
     }
     out
@@ -67,12 +67,13 @@ pub(crate) fn suitors<V: Cached, K: Cached>(
     change: &Change<'_, V>,
     selector: impl Fn(&K) -> Option<Selector>,
 ) -> Vec<ObjectKey> {
-    let Some(meta) = change.new.map(|object| object.metadata()) else {
+    let Some(object) = change
+        .new
+        .filter(|object| controller_of(object.metadata()).is_none())
+    else {
         return Vec::new();
     };
-    let Some(labels) = meta.labels.as_ref().filter(|_| controller_of(meta).is_none()) else {
-        return Vec::new();
-    };
+    let (meta, labels) = (object.metadata(), object.labels());
     let mut owners = owners.in_namespace(meta.namespace.as_deref().unwrap_or_default());
     owners.retain(|owner| selector(owner).is_some_and(|selector| selector.matches(labels)));
     owners

@@ -8,8 +8,8 @@ use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
-    ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, ReplicationController,
+    ResourceQuota, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
@@ -73,7 +73,12 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(client: Client, config: ControllersConfig, shutdown: CancellationToken) -> Arc<Self> {
+    pub(crate) fn new(
+        client: Client,
+        config: ControllersConfig,
+        pods: Arc<Store<PodView>>,
+        shutdown: CancellationToken,
+    ) -> Arc<Self> {
         let tracker = TaskTracker::new();
         let recorder = Recorder::start(client.clone(), "weft-controller", &tracker, shutdown.clone());
         Arc::new(Context {
@@ -82,7 +87,7 @@ impl Context {
             shutdown,
             tracker,
             recorder,
-            pods: Store::new(),
+            pods,
             nodes: Store::new(),
             leases: Store::new(),
             replica_sets: Store::new(),
@@ -112,9 +117,8 @@ impl Context {
         })
     }
 
-    /// Starts the informers. Subscriptions made later miss what came before.
+    /// Starts the informers, but for that of the pods. Subscriptions made later miss what came before.
     pub(crate) fn follow_all(&self) {
-        self.follow(&self.pods, None, "", PodView::from as fn(Pod) -> _);
         self.follow(&self.nodes, None, "", slimmed);
         self.follow(&self.leases, Some(NODE_LEASE_NAMESPACE), "", slimmed);
         self.follow(&self.replica_sets, None, "", slimmed);

@@ -71,7 +71,7 @@ fn selector(budget: &PodDisruptionBudget) -> Result<LabelSelector, ControllerErr
 }
 
 fn selects(selector: &LabelSelector, pod: &PodView) -> bool {
-    selector.matches(&pod.metadata.labels.as_ref())
+    selector.matches(&*pod.labels)
 }
 
 impl Disruption {

@@ -25,7 +25,7 @@ use tracing::debug;
 use self::plan::Plan;
 use super::pod::PodView;
 use super::{Context, ControllerError, is_not_found, subscribe};
-use crate::informer::{IndexKey, ObjectKey};
+use crate::informer::{IndexKey, Labels, ObjectKey};
 use crate::queue::Queue;
 
 /// Label of a slice: its Service.
@@ -51,7 +51,7 @@ fn pods_of(context: &Context, service: &Service) -> Vec<Arc<PodView>> {
     };
     let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
     let mut pods = context.pods.in_namespace(namespace);
-    pods.retain(|pod| matches(selector, pod.metadata.labels.as_ref()));
+    pods.retain(|pod| matches(selector, &pod.labels));
     // So that the same pods always make the same objects.
     pods.sort_by(|a, b| a.name().cmp(b.name()));
     pods
@@ -66,10 +66,8 @@ fn selector(service: &Service) -> Option<&BTreeMap<String, String>> {
         .filter(|selector| !selector.is_empty() && !external)
 }
 
-fn matches(selector: &BTreeMap<String, String>, labels: Option<&BTreeMap<String, String>>) -> bool {
-    selector
-        .iter()
-        .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+fn matches(selector: &Labels, labels: &Labels) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
 /// Puts Services into a queue when they, or pods of theirs, change.
@@ -87,7 +85,7 @@ fn follow_services_and_pods(context: &Arc<Context>, queue: &Queue<ObjectKey>) {
             let Some(selector) = selector(&service) else {
                 continue;
             };
-            let selected = |pod: &Arc<PodView>| matches(selector, pod.metadata.labels.as_ref());
+            let selected = |pod: &Arc<PodView>| matches(selector, &pod.labels);
             if change.old.is_some_and(selected) || change.new.is_some_and(selected) {
                 keys.add_after(ObjectKey::of(&service.metadata), GATHER);
             }

@@ -36,15 +36,17 @@ const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
 
 /// An object in the graph.
-#[derive(Debug)]
 struct Node {
-    metadata: ObjectMeta,
+    object: Arc<dyn Cached>,
     kind: Arc<AnyKind>,
 }
 
-impl Cached for Node {
+/// What of an object matters here, if nobody else keeps it.
+struct Known(ObjectMeta);
+
+impl Cached for Known {
     fn metadata(&self) -> &ObjectMeta {
-        &self.metadata
+        &self.0
     }
 
     fn index_keys(&self) -> Vec<IndexKey> {
@@ -52,34 +54,43 @@ impl Cached for Node {
     }
 }
 
+impl Known {
+    fn of(metadata: ObjectMeta) -> Self {
+        Known(ObjectMeta {
+            name: metadata.name,
+            namespace: metadata.namespace,
+            uid: metadata.uid,
+            resource_version: metadata.resource_version,
+            deletion_timestamp: metadata.deletion_timestamp,
+            finalizers: metadata.finalizers,
+            owner_references: metadata.owner_references,
+            ..ObjectMeta::default()
+        })
+    }
+}
+
 impl Node {
-    /// Of metadata keeps what matters here.
-    fn of(metadata: &ObjectMeta, kind: &Arc<AnyKind>) -> Self {
-        Node {
-            metadata: ObjectMeta {
-                name: metadata.name.clone(),
-                namespace: metadata.namespace.clone(),
-                uid: metadata.uid.clone(),
-                resource_version: metadata.resource_version.clone(),
-                deletion_timestamp: metadata.deletion_timestamp.clone(),
-                finalizers: metadata.finalizers.clone(),
-                owner_references: metadata.owner_references.clone(),
-                ..ObjectMeta::default()
-            },
+    fn new(object: &Arc<impl Cached>, kind: &Arc<AnyKind>) -> Arc<Self> {
+        Arc::new(Node {
+            object: object.clone(),
             kind: kind.clone(),
-        }
+        })
+    }
+
+    fn metadata(&self) -> &ObjectMeta {
+        self.object.metadata()
     }
 
     fn uid(&self) -> &str {
-        self.metadata.uid.as_deref().unwrap_or_default()
+        self.metadata().uid.as_deref().unwrap_or_default()
     }
 
     fn owners(&self) -> &[OwnerReference] {
-        self.metadata.owner_references.as_deref().unwrap_or_default()
+        self.metadata().owner_references.as_deref().unwrap_or_default()
     }
 
     fn has_finalizer(&self, name: &str) -> bool {
-        self.metadata
+        self.metadata()
             .finalizers
             .iter()
             .flatten()
@@ -87,7 +98,7 @@ impl Node {
     }
 
     fn is_deleting(&self) -> bool {
-        self.metadata.deletion_timestamp.is_some()
+        self.metadata().deletion_timestamp.is_some()
     }
 
     fn waits_for_dependents(&self) -> bool {
@@ -96,7 +107,7 @@ impl Node {
 }
 
 /// Who owns whom, by uid.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Graph {
     nodes: HashMap<String, Arc<Node>>,
     dependents: HashMap<String, HashSet<String>>,
@@ -206,7 +217,7 @@ impl Collector {
     /// Watches every kind there is, and those that come later.
     async fn follow_kinds(self: Arc<Self>, synced: CancellationToken) {
         let shutdown = &self.context.shutdown;
-        let mut followed: HashMap<Arc<AnyKind>, (Arc<Store<Node>>, CancellationToken)> = HashMap::new();
+        let mut followed: HashMap<Arc<AnyKind>, (Arc<Store<Known>>, CancellationToken)> = HashMap::new();
         let mut pause = Duration::from_millis(100);
         while !shutdown.is_cancelled() {
             match all_kinds(&self.context.client).await {
@@ -265,30 +276,31 @@ impl Collector {
         self.know(&kind);
         let pods = self.context.pods.clone();
         pods.subscribe(move |change| match (change.old, change.new) {
-            (_, Some(pod)) => self.seen(&Arc::new(Node::of(pod.metadata(), &kind))),
-            (Some(pod), None) => self.lost(&Arc::new(Node::of(pod.metadata(), &kind))),
+            (_, Some(pod)) => self.seen(&Node::new(pod, &kind)),
+            (Some(pod), None) => self.lost(&Node::new(pod, &kind)),
             (None, None) => {}
         });
     }
 
-    fn follow(self: Arc<Self>, kind: &Arc<AnyKind>) -> (Arc<Store<Node>>, CancellationToken) {
+    fn follow(self: Arc<Self>, kind: &Arc<AnyKind>) -> (Arc<Store<Known>>, CancellationToken) {
         self.know(kind);
-        let store: Arc<Store<Node>> = Store::new();
+        let store: Arc<Store<Known>> = Store::new();
         let stop = self.context.shutdown.child_token();
         let collector = self.clone();
         let defines = kind.resource.kind == "CustomResourceDefinition";
+        let of = kind.clone();
         store.subscribe(move |change| match (change.old, change.new) {
-            (_, Some(node)) => {
+            (_, Some(object)) => {
                 if defines {
                     collector.defined.notify_one();
                 }
-                collector.seen(node);
+                collector.seen(&Node::new(object, &of));
             }
-            (Some(node), None) => collector.lost(node),
+            (Some(object), None) => collector.lost(&Node::new(object, &of)),
             (None, None) => {}
         });
-        let (api, kind) = (kind.watched(&self.context.client), kind.clone());
-        let project = move |object: AnyMeta| Node::of(&object.metadata, &kind);
+        let api = kind.watched(&self.context.client);
+        let project = |object: AnyMeta| Known::of(object.metadata);
         let (filled, token) = (store.clone(), stop.clone());
         self.context.tracker.spawn(async move {
             filled
@@ -347,7 +359,7 @@ impl Collector {
 
     fn lost(&self, node: &Arc<Node>) {
         let resource = &node.kind.resource;
-        let namespace = node.metadata.namespace.as_deref().unwrap_or_default();
+        let namespace = node.metadata().namespace.as_deref().unwrap_or_default();
         self.context
             .departures
             .tell(&resource.group, &resource.plural, namespace);
@@ -465,7 +477,7 @@ impl Collector {
         let Some(kind) = kind else {
             return Ok(OwnerState::Solid);
         };
-        let api = kind.api(&self.context.client, node.metadata.namespace.as_deref());
+        let api = kind.api(&self.context.client, node.metadata().namespace.as_deref());
         match api.get_metadata(&owner.name).await {
             Ok(found) if found.metadata.uid.as_deref() == Some(&owner.uid) => {
                 let waits = found.metadata.deletion_timestamp.is_some()
@@ -498,12 +510,12 @@ impl Collector {
 
     async fn patch(&self, node: &Node, meta: serde_json::Value) -> Result<(), ControllerError> {
         let mut patch = json!({ "metadata": meta });
-        patch["metadata"]["uid"] = json!(node.metadata.uid);
-        patch["metadata"]["resourceVersion"] = json!(node.metadata.resource_version);
+        patch["metadata"]["uid"] = json!(node.metadata().uid);
+        patch["metadata"]["resourceVersion"] = json!(node.metadata().resource_version);
         let api = node
             .kind
-            .api(&self.context.client, node.metadata.namespace.as_deref());
-        let name = node.metadata.name.as_deref().unwrap_or_default();
+            .api(&self.context.client, node.metadata().namespace.as_deref());
+        let name = node.metadata().name.as_deref().unwrap_or_default();
         match api
             .patch_metadata(name, &PatchParams::default(), &Patch::Merge(patch))
             .await
@@ -531,7 +543,7 @@ impl Collector {
 
     async fn drop_finalizer(&self, node: &Node, name: &str) -> Outcome {
         let kept: Vec<&String> = node
-            .metadata
+            .metadata()
             .finalizers
             .iter()
             .flatten()
@@ -555,7 +567,7 @@ impl Collector {
     }
 
     async fn delete(&self, node: &Node, policy: Policy) -> Outcome {
-        let name = node.metadata.name.as_deref().unwrap_or_default();
+        let name = node.metadata().name.as_deref().unwrap_or_default();
         let params = DeleteParams {
             propagation_policy: Some(match policy {
                 Policy::Background => PropagationPolicy::Background,
@@ -563,20 +575,20 @@ impl Collector {
                 Policy::Orphan => PropagationPolicy::Orphan,
             }),
             preconditions: Some(Preconditions {
-                uid: node.metadata.uid.clone(),
+                uid: node.metadata().uid.clone(),
                 resource_version: None,
             }),
             ..DeleteParams::default()
         };
         let api = node
             .kind
-            .api(&self.context.client, node.metadata.namespace.as_deref());
+            .api(&self.context.client, node.metadata().namespace.as_deref());
         match api.delete(name, &params).await {
             Ok(_) => {
                 info!(
                     kind = node.kind.resource.kind,
                     name,
-                    namespace = node.metadata.namespace,
+                    namespace = node.metadata().namespace,
                     "deleted with its owner"
                 );
                 Ok(None)

@@ -1,12 +1,18 @@
 //! What controllers need to know of a pod, at a fraction of its size.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodSpec, PodStatus, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use kube::runtime::watcher;
+use tokio_util::sync::CancellationToken;
 
-use crate::informer::{Cached, IndexKey, ObjectKey, controller_of, default_index_keys, slim};
+use crate::informer::{
+    Cached, IndexKey, Labels, ObjectKey, Store, Unread, controller_of, default_index_keys, slim,
+};
+use crate::scheduler::pod::{Alike, Constraints, PodInfo};
 
 /// Annotation that says how dear a pod is when a replica set shrinks.
 pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
@@ -97,15 +103,8 @@ impl End {
 }
 
 /// The node that a required affinity to a name pins a pod to: DaemonSets place their pods so.
-fn pinned(spec: &PodSpec) -> Option<Arc<str>> {
-    let required = spec
-        .affinity
-        .as_ref()?
-        .node_affinity
-        .as_ref()?
-        .required_during_scheduling_ignored_during_execution
-        .as_ref()?;
-    let [term] = required.node_selector_terms.as_slice() else {
+fn pinned(constraints: &Constraints) -> Option<Arc<str>> {
+    let [term] = constraints.required.as_deref()? else {
         return None;
     };
     let [field] = term.match_fields.as_deref()? else {
@@ -120,8 +119,12 @@ fn pinned(spec: &PodSpec) -> Option<Arc<str>> {
 /// A projection of a pod.
 #[derive(Debug, Clone, Default)]
 pub struct PodView {
-    /// Metadata without managed fields and without annotations that no controller reads.
+    /// Metadata without managed fields, without annotations that no controller reads, and without the labels.
     pub metadata: ObjectMeta,
+    /// Its labels.
+    pub labels: Arc<Labels>,
+    /// What the scheduler needs to know of it.
+    pub scheduling: Arc<PodInfo>,
     /// The node it is bound to.
     pub node: Option<Arc<str>>,
     /// Its phase.
@@ -138,8 +141,8 @@ pub struct PodView {
     pub pinned: Option<Arc<str>>,
     /// How it ended; kept of the pods of Jobs alone.
     pub end: Option<Box<End>>,
-    /// Tolerations that matter for NoExecute taints.
-    pub tolerations: Vec<Toleration>,
+    /// Its tolerations.
+    pub tolerations: Arc<[Toleration]>,
     /// Whether it shares the node's network.
     pub host_network: bool,
     /// Its addresses.
@@ -150,8 +153,26 @@ pub struct PodView {
     pub hostname: Option<Box<str>>,
     /// The Service whose domain it has a name in.
     pub subdomain: Option<Box<str>>,
-    /// The volume claims it uses.
-    pub claims: Box<[Box<str>]>,
+}
+
+/// Keeps `pods` true until `shutdown`: the one copy that controllers and scheduler have, read once off one watch.
+pub async fn follow(pods: &Store<PodView>, client: Client, shutdown: CancellationToken) {
+    let alike = Mutex::new(Alike::default());
+    let project = |mut pod: Pod| {
+        let scheduling = PodInfo::take(&mut pod);
+        let shared = alike
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .share(scheduling);
+        PodView::of(pod, shared)
+    };
+    pods.follow(
+        Unread::all::<Pod>(client),
+        watcher::Config::default(),
+        project,
+        shutdown,
+    )
+    .await;
 }
 
 /// A port of a container that others know by name.
@@ -183,44 +204,26 @@ fn named_ports(spec: &PodSpec) -> Box<[NamedPort]> {
         .collect()
 }
 
-/// The claims behind a pod's volumes; those made for it alone have a name made of its own.
-fn claims(name: &str, spec: &PodSpec) -> Box<[Box<str>]> {
-    spec.volumes
-        .iter()
-        .flatten()
-        .filter_map(|volume| {
-            let claim = volume.persistent_volume_claim.as_ref();
-            let own = volume
-                .ephemeral
-                .as_ref()
-                .map(|_| format!("{name}-{}", volume.name));
-            claim
-                .map(|claim| claim.claim_name.clone())
-                .or(own)
-                .map(String::into_boxed_str)
-        })
-        .collect()
+impl From<Pod> for PodView {
+    fn from(mut pod: Pod) -> Self {
+        let scheduling = PodInfo::take(&mut pod);
+        PodView::of(pod, scheduling)
+    }
 }
 
-impl From<Pod> for PodView {
-    fn from(pod: Pod) -> Self {
+impl PodView {
+    /// What is left of a pod from which has been taken what the scheduler needs of it.
+    fn of(pod: Pod, scheduling: PodInfo) -> Self {
         let mut metadata = pod.metadata;
         slim(&mut metadata);
         metadata.annotations = metadata.annotations.map(|mut all| {
             all.retain(|key, _| READ.contains(&key.as_str()));
             all
         });
-        let mut spec = pod.spec.unwrap_or_default();
+        let spec = pod.spec.unwrap_or_default();
         let status = pod.status.unwrap_or_default();
         let ready = status.conditions.iter().flatten().find(|c| c.type_ == "Ready");
-        let pinned = pinned(&spec).filter(|_| spec.node_name.as_deref().is_none_or(str::is_empty));
-        let mut tolerations = spec.tolerations.take().unwrap_or_default();
-        tolerations.retain(|t| {
-            t.effect
-                .as_deref()
-                .is_none_or(|e| e.is_empty() || e == "NoExecute")
-        });
-        tolerations.shrink_to_fit();
+        let pinned = pinned(&scheduling.constraints).filter(|_| scheduling.node.is_none());
         let restarts = || {
             status
                 .container_statuses
@@ -238,18 +241,18 @@ impl From<Pod> for PodView {
         let end = End::of(&metadata, &status);
         PodView {
             ports: named_ports(&spec),
-            claims: claims(metadata.name.as_deref().unwrap_or_default(), &spec),
             hostname: spec.hostname.map(String::into_boxed_str),
             subdomain: spec.subdomain.map(String::into_boxed_str),
             end,
             pinned,
             total_restarts: restarts().chain(init_restarts()).sum(),
             restarts: restarts().max().unwrap_or_default(),
-            node: spec.node_name.filter(|n| !n.is_empty()).map(Into::into),
+            node: scheduling.node.clone(),
             phase: Phase::parse(status.phase.as_deref()),
             ready: ready.is_some_and(|c: &PodCondition| c.status == "True"),
             ready_changed: ready.and_then(|c| c.last_transition_time.as_ref()).map(|t| t.0),
-            tolerations,
+            labels: scheduling.labels.clone(),
+            tolerations: scheduling.constraints.tolerations.clone(),
             host_network: spec.host_network.unwrap_or_default(),
             ips: status
                 .pod_ips
@@ -258,6 +261,7 @@ impl From<Pod> for PodView {
                 .map(|ip| ip.ip.into())
                 .collect(),
             metadata,
+            scheduling: Arc::new(scheduling),
         }
     }
 }
@@ -267,12 +271,20 @@ impl Cached for PodView {
         &self.metadata
     }
 
+    fn key(&self) -> ObjectKey {
+        self.scheduling.key()
+    }
+
+    fn labels(&self) -> &Labels {
+        &self.labels
+    }
+
     fn index_keys(&self) -> Vec<IndexKey> {
         let mut keys = default_index_keys(&self.metadata);
         if let Some(node) = &self.node {
             keys.push(IndexKey::Node(node.clone()));
         }
-        let claims = self.claims.iter();
+        let claims = self.claims().iter();
         keys.extend(claims.map(|claim| IndexKey::Claim(ObjectKey::new(self.namespace(), claim))));
         keys
     }
@@ -294,6 +306,11 @@ impl PodView {
         self.metadata.uid.as_deref().unwrap_or_default()
     }
 
+    /// The volume claims it uses.
+    pub fn claims(&self) -> &[String] {
+        &self.scheduling.constraints.claims
+    }
+
     /// The node it runs on or is meant for.
     pub fn target(&self) -> Option<&str> {
         self.node.as_deref().or(self.pinned.as_deref())
@@ -301,7 +318,7 @@ impl PodView {
 
     /// The value of a label.
     pub fn label(&self, name: &str) -> Option<&str> {
-        self.metadata.labels.as_ref()?.get(name).map(String::as_str)
+        self.labels.get(name).map(String::as_str)
     }
 
     /// Whether it is being deleted.

@@ -7,7 +7,7 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::{
     Binding as BindingObject, ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
@@ -92,10 +92,7 @@ impl Effects {
         let pod = &binding.pod;
         let object = BindingObject {
             // The uid keeps a new pod of the same name from being bound by this decision.
-            metadata: ObjectMeta {
-                labels: None,
-                ..pod.metadata.clone()
-            },
+            metadata: pod.metadata(),
             target: ObjectReference {
                 api_version: Some("v1".into()),
                 kind: Some("Node".into()),
@@ -236,7 +233,7 @@ impl Effects {
         };
         let params = DeleteParams {
             preconditions: Some(Preconditions {
-                uid: victim.metadata.uid.clone(),
+                uid: Some(victim.uid().to_owned()),
                 resource_version: None,
             }),
             ..DeleteParams::default()
@@ -248,7 +245,7 @@ impl Effects {
         self.recorder.about(
             "Pod",
             "v1",
-            &victim.metadata,
+            &victim.metadata(),
             Kind::Normal,
             "Preempted",
             format!("Preempted by pod {} on node {node}", pod.uid()),
@@ -262,7 +259,7 @@ impl Effects {
         self.recorder.about(
             "Pod",
             "v1",
-            &binding.pod.metadata,
+            &binding.pod.metadata(),
             Kind::Normal,
             "Scheduled",
             format!("Successfully assigned {key} to {}", binding.node),
@@ -274,7 +271,7 @@ impl Effects {
         self.recorder.about(
             "Pod",
             "v1",
-            &pod.metadata,
+            &pod.metadata(),
             Kind::Warning,
             "FailedScheduling",
             message,

@@ -122,7 +122,7 @@ impl Snapshot {
         let feasible = self.node_set(NodeTest {
             selector: place.selector.clone(),
             required: place.required.clone(),
-            tolerations: Some(place.tolerations.clone()),
+            tolerations: Some(place.tolerations.to_vec()),
             keys: Vec::new(),
         });
         let (required, wished): (Vec<&Spread>, Vec<&Spread>) = place.spreads.iter().partition(|s| s.required);
@@ -198,7 +198,7 @@ impl Snapshot {
                 .filter(|_| spread.honor_affinity)
                 .collect(),
             required: place.required.clone().filter(|_| spread.honor_affinity),
-            tolerations: spread.honor_taints.then(|| place.tolerations.clone()),
+            tolerations: spread.honor_taints.then(|| place.tolerations.to_vec()),
             keys,
         });
         let set = self.census.set(spread.pods.clone());

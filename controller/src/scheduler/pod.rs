@@ -3,23 +3,20 @@
 mod alike;
 mod constraints;
 
-use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::sync::{Arc, OnceLock};
 
-use k8s_openapi::api::core::v1::{NodeSelectorTerm, Pod, Toleration};
+use k8s_openapi::api::core::v1::{NodeSelectorTerm, Pod, PodSpec, PodStatus, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::resources::Demand;
 use super::selection::{PodSet, Term};
-use crate::informer::{Cached, IndexKey, ObjectKey, controller_of};
+use crate::informer::{ObjectKey, controller_of};
 
-pub(super) use alike::Alike;
-
-/// Labels of an object.
-pub type Labels = BTreeMap<String, String>;
+pub use crate::informer::Labels;
+pub(crate) use alike::Alike;
 
 /// A host port that a pod takes on its node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -80,7 +77,7 @@ pub struct Constraints {
     /// Preferred node affinity with weights.
     pub preferred: Vec<(i32, NodeSelectorTerm)>,
     /// Tolerations.
-    pub tolerations: Vec<Toleration>,
+    pub tolerations: Arc<[Toleration]>,
     /// Host ports.
     pub host_ports: Vec<HostPort>,
     /// How pods have to be spread.
@@ -100,8 +97,8 @@ pub struct Constraints {
 /// A pod as the scheduler sees it.
 #[derive(Debug, Clone, Default)]
 pub struct PodInfo {
-    /// Name, namespace and uid only.
-    pub metadata: ObjectMeta,
+    key: ObjectKey,
+    uid: Arc<str>,
     /// Its labels.
     pub labels: Arc<Labels>,
     /// Node it is bound to.
@@ -148,17 +145,32 @@ impl Write for Hashed {
 impl PodInfo {
     /// Its key.
     pub fn key(&self) -> ObjectKey {
-        ObjectKey::of(&self.metadata)
+        self.key.clone()
     }
 
     /// Its uid.
     pub fn uid(&self) -> &str {
-        self.metadata.uid.as_deref().unwrap_or_default()
+        &self.uid
     }
 
     /// Its namespace.
     pub fn namespace(&self) -> &str {
-        self.metadata.namespace.as_deref().unwrap_or_default()
+        &self.key.namespace
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.key.name
+    }
+
+    /// Metadata that names it: name, namespace and uid only.
+    pub fn metadata(&self) -> ObjectMeta {
+        ObjectMeta {
+            name: Some(self.name().to_owned()),
+            namespace: Some(self.namespace().to_owned()),
+            uid: Some(self.uid().to_owned()),
+            ..ObjectMeta::default()
+        }
     }
 
     /// What it has in common with pods for which it makes no difference to take its place.
@@ -181,34 +193,30 @@ impl PodInfo {
     }
 }
 
-impl Cached for PodInfo {
-    fn metadata(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn index_keys(&self) -> Vec<IndexKey> {
-        Vec::new()
+impl From<Pod> for PodInfo {
+    fn from(mut pod: Pod) -> Self {
+        PodInfo::take(&mut pod)
     }
 }
 
-impl From<Pod> for PodInfo {
-    fn from(pod: Pod) -> Self {
+impl PodInfo {
+    /// Takes what the scheduler needs out of a pod. Labels, affinities, tolerations and other wishes are gone from it then.
+    pub fn take(pod: &mut Pod) -> Self {
         let owner = controller_of(&pod.metadata).map(|owner| owner.uid.as_str().into());
-        let status = pod.status.unwrap_or_default();
-        let mut spec = pod.spec.unwrap_or_default();
-        let demand = Arc::new(Demand::of(&spec));
-        let named = |name: Option<String>| name.filter(|name| !name.is_empty()).map(Into::into);
-        let meta = ObjectMeta {
-            name: pod.metadata.name,
-            namespace: pod.metadata.namespace,
-            uid: pod.metadata.uid,
-            ..ObjectMeta::default()
+        let key = ObjectKey::of(&pod.metadata);
+        let labels = pod.metadata.labels.take().unwrap_or_default();
+        let mut without_spec = PodSpec::default();
+        let spec = pod.spec.as_mut().unwrap_or(&mut without_spec);
+        let without_status = PodStatus::default();
+        let status = pod.status.as_ref().unwrap_or(&without_status);
+        let demand = Arc::new(Demand::of(spec));
+        let named = |name: Option<&String>| {
+            name.filter(|name| !name.is_empty())
+                .map(|name| name.as_str().into())
         };
-        let labels = pod.metadata.labels.unwrap_or_default();
-        let created = pod.metadata.creation_timestamp;
         PodInfo {
-            node: named(spec.node_name.take()),
-            nominated: named(status.nominated_node_name),
+            node: named(spec.node_name.as_ref()),
+            nominated: named(status.nominated_node_name.as_ref()),
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             terminating: pod.metadata.deletion_timestamp.is_some(),
             gated: spec
@@ -221,11 +229,16 @@ impl From<Pod> for PodInfo {
                 .unwrap_or_else(|| "default-scheduler".into()),
             priority: spec.priority.unwrap_or_default(),
             preempts: spec.preemption_policy.as_deref() != Some("Never"),
-            since: status.start_time.or(created).map(|time| time.0),
+            since: status
+                .start_time
+                .as_ref()
+                .or(pod.metadata.creation_timestamp.as_ref())
+                .map(|time| time.0),
             owner,
             demand,
-            constraints: Arc::new(constraints::read(spec, &meta, &labels)),
-            metadata: meta,
+            constraints: Arc::new(constraints::take(spec, &key, &labels)),
+            uid: pod.metadata.uid.as_deref().unwrap_or_default().into(),
+            key,
             labels: Arc::new(labels),
             signature: OnceLock::new(),
         }

@@ -242,7 +242,7 @@ fn by_budget(pods: &[Arc<PodInfo>], budgets: &Budgets) -> (Vec<Arc<PodInfo>>, Ve
     let mut left: HashMap<(&str, &str), i32> = HashMap::new();
     pods.iter().cloned().partition(|pod| {
         let mut broken = false;
-        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        let name = pod.name();
         let Some((namespace, all)) = budgets.get_key_value(pod.namespace()) else {
             return false;
         };

@@ -1,9 +1,9 @@
 //! What the scheduler watches, and what it tells the owner of the snapshot.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures::FutureExt as _;
-use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::runtime::watcher;
@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::effects::{BindError, Binding};
-use super::pod::{Alike, PodInfo};
+use super::pod::PodInfo;
 use super::preempt::BudgetView;
 use super::volumes::{ClaimView, ClassView, VolumeView};
+use crate::controllers::pod::PodView;
 use crate::informer::{Cached, Change, Store, Unread, slim};
 
 /// The state of an object before and after a change.
@@ -57,7 +58,7 @@ pub(super) enum Message {
 
 /// The local copies.
 pub(super) struct Watches {
-    pub(super) pods: Arc<Store<PodInfo>>,
+    pub(super) pods: Arc<Store<PodView>>,
     pub(super) nodes: Arc<Store<Node>>,
     pub(super) claims: Arc<Store<ClaimView>>,
     /// Marked whenever a claim changes.
@@ -108,10 +109,19 @@ impl Starter<'_> {
 impl Watches {
     pub(super) fn start(
         client: Client,
+        pods: Arc<Store<PodView>>,
         tracker: &TaskTracker,
         messages: mpsc::UnboundedSender<Message>,
         shutdown: CancellationToken,
     ) -> Self {
+        let tell = messages.clone();
+        pods.subscribe(move |change| {
+            let scheduling = |pod: &Arc<PodView>| pod.scheduling.clone();
+            let _ = tell.send(Message::Pod(Changed {
+                old: change.old.map(scheduling),
+                new: change.new.map(scheduling),
+            }));
+        });
         let starter = Starter {
             client,
             tracker,
@@ -123,15 +133,8 @@ impl Watches {
         let claims = starter.watch(ClaimView::from as fn(PersistentVolumeClaim) -> _, Message::Claim);
         let (mark, claims_changed) = watch::channel(());
         claims.subscribe(move |_| mark.send_replace(()));
-        let alike = Mutex::new(Alike::default());
-        let shared = move |pod: Pod| {
-            alike
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .share(pod.into())
-        };
         Watches {
-            pods: starter.watch(shared, Message::Pod),
+            pods,
             nodes: starter.watch(slim_node, Message::Node),
             claims,
             claims_changed,

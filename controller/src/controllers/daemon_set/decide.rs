@@ -316,10 +316,10 @@ mod tests {
             metadata: ObjectMeta {
                 name: Some(name.into()),
                 uid: Some(name.into()),
-                labels: Some([(HASH_LABEL.to_owned(), hash.to_owned())].into()),
                 creation_timestamp: Some(Time(now())),
                 ..ObjectMeta::default()
             },
+            labels: Arc::new([(HASH_LABEL.to_owned(), hash.to_owned())].into()),
             node: Some(node.into()),
             phase: Phase::Running,
             ready,

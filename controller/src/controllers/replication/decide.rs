@@ -9,6 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::kinds::Replicated;
 use crate::controllers::pod::{DELETION_COST, PodView};
 use crate::controllers::{ControllerError, chain, said};
+use crate::informer::remembering;
 
 /// What to do to the pods.
 #[derive(Debug)]
@@ -177,6 +178,10 @@ pub fn status<K: Replicated>(
     let wanted_labels = owner
         .template()
         .and_then(|t| t.metadata.as_ref()?.labels.as_ref());
+    let mut labelled = remembering(|labels| {
+        wanted_labels.is_none_or(|wanted| wanted.iter().all(|(key, value)| labels.get(key) == Some(value)))
+    });
+    let fully_labeled = pods.iter().filter(|pod| labelled(&pod.labels)).count();
     let before = owner.status();
     let failure = match failure {
         None => before.failure,
@@ -195,14 +200,7 @@ pub fn status<K: Replicated>(
     };
     ReplicaStatus {
         replicas: count(&|_| true),
-        fully_labeled: count(&|pod| {
-            wanted_labels.is_none_or(|wanted| {
-                let labels = pod.metadata.labels.as_ref();
-                wanted
-                    .iter()
-                    .all(|(key, value)| labels.and_then(|all| all.get(key)) == Some(value))
-            })
-        }),
+        fully_labeled: i32::try_from(fully_labeled).unwrap_or(i32::MAX),
         ready: count(&|pod| pod.ready),
         available: count(&|pod| pod.is_available(owner.min_ready_seconds(), now)),
         observed_generation: owner.metadata().generation.unwrap_or(0),
@@ -233,9 +231,9 @@ mod tests {
                 name: Some(uid.into()),
                 uid: Some(uid.into()),
                 creation_timestamp: Some(Time(ago(1000))),
-                labels: Some([("app".to_owned(), "web".to_owned())].into()),
                 ..ObjectMeta::default()
             },
+            labels: Arc::new([("app".to_owned(), "web".to_owned())].into()),
             node: node.map(Into::into),
             phase: Phase::Running,
             ready: true,
@@ -335,11 +333,7 @@ mod tests {
         }))
         .unwrap();
         let mut labelled = pod("a", None);
-        labelled
-            .metadata
-            .labels
-            .get_or_insert_default()
-            .insert("tier".into(), "x".into());
+        Arc::make_mut(&mut labelled.labels).insert("tier".into(), "x".into());
         let pods = arcs(vec![
             labelled,
             PodView {

@@ -343,14 +343,14 @@ mod tests {
             metadata: ObjectMeta {
                 name: Some(name.clone()),
                 uid: Some(format!("{name}-{revision}")),
-                labels: Some(
-                    identity::labels("web", ordinal)
-                        .into_iter()
-                        .chain([(HASH_LABEL.to_owned(), revision.to_owned())])
-                        .collect(),
-                ),
                 ..ObjectMeta::default()
             },
+            labels: Arc::new(
+                identity::labels("web", ordinal)
+                    .into_iter()
+                    .chain([(HASH_LABEL.to_owned(), revision.to_owned())])
+                    .collect(),
+            ),
             phase: if ready { Phase::Running } else { Phase::Pending },
             ready,
             ready_changed: Some(now() - SignedDuration::from_secs(100)),
@@ -511,7 +511,7 @@ mod tests {
         let plan = situation(ORDERED, &pods).plan();
         assert!(matches!(&plan[..], [Step::Delete(_, Why::Failed)]));
         let mut strange = pod(0, "new", true);
-        strange.metadata.labels = None;
+        strange.labels = Arc::default();
         assert_eq!(
             steps(
                 Wishes {

@@ -71,13 +71,13 @@ pub(crate) fn start(context: &Arc<Context>) {
     let (keys, claims) = (queue.clone(), context.claims.clone());
     context.pods.subscribe(move |change| {
         // A pod that gets a node decides for claims that nobody decided for.
-        let Some(pod) = change.new.filter(|pod| !pod.claims.is_empty()) else {
+        let Some(pod) = change.new.filter(|pod| !pod.claims().is_empty()) else {
             return;
         };
         if change.old.is_some_and(|old| old.node == pod.node) {
             return;
         }
-        for claim in &pod.claims {
+        for claim in pod.claims() {
             let key = ObjectKey::new(pod.namespace(), claim);
             if claims.get(&key).is_some_and(|claim| is_unbound(&claim)) {
                 keys.add(key);

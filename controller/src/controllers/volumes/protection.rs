@@ -77,7 +77,7 @@ pub(crate) fn start_claims(context: &Arc<Context>) {
     let keys = queue.clone();
     context.pods.subscribe(move |change| {
         if let (Some(pod), None) = (change.old, change.new) {
-            let claims = pod.claims.iter();
+            let claims = pod.claims().iter();
             claims.for_each(|claim| keys.add(ObjectKey::new(pod.namespace(), claim)));
         }
     });
@@ -139,7 +139,7 @@ async fn is_used(context: &Context, key: &ObjectKey) -> Result<bool, ControllerE
         .items
         .into_iter()
         .map(PodView::from)
-        .any(|pod| uses(&pod) && pod.claims.iter().any(|claim| **claim == *key.name)))
+        .any(|pod| uses(&pod) && pod.claims().iter().any(|claim| **claim == *key.name)))
 }
 
 async fn write<K>(api: &Api<K>, meta: &ObjectMeta, finalizer: &str, step: &Step) -> Outcome

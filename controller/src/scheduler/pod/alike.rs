@@ -1,6 +1,7 @@
 //! What many pods have in common, kept once.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use super::{Constraints, Labels, PodInfo, Signature};
@@ -8,43 +9,85 @@ use crate::scheduler::resources::Demand;
 
 /// What pods that are alike have in common is kept once: a Deployment's pods differ in little but their names.
 #[derive(Debug, Default)]
-pub(in crate::scheduler) struct Alike {
-    known: HashMap<Signature, Common>,
+pub(crate) struct Alike {
+    /// By a hash of namespace, owner and labels, the latest last.
+    known: HashMap<u64, Vec<Common>>,
+    count: usize,
     /// When so many are known, those that no pod has any more are forgotten.
     sweep_at: usize,
 }
 
 #[derive(Debug)]
 struct Common {
+    namespace: Arc<str>,
+    owner: Option<Arc<str>>,
     labels: Arc<Labels>,
     demand: Arc<Demand>,
     constraints: Arc<Constraints>,
+    signature: Signature,
+}
+
+impl Common {
+    fn of(pod: &PodInfo) -> Self {
+        Common {
+            namespace: pod.key.namespace.clone(),
+            owner: pod.owner.clone(),
+            labels: pod.labels.clone(),
+            demand: pod.demand.clone(),
+            constraints: pod.constraints.clone(),
+            signature: pod.signature(),
+        }
+    }
+
+    fn is_of(&self, pod: &PodInfo) -> bool {
+        self.namespace == pod.key.namespace
+            && self.owner == pod.owner
+            && self.labels == pod.labels
+            && self.demand == pod.demand
+            && self.constraints == pod.constraints
+    }
+
+    fn give(&self, pod: &mut PodInfo) {
+        pod.key.namespace = self.namespace.clone();
+        pod.owner.clone_from(&self.owner);
+        pod.labels = self.labels.clone();
+        pod.demand = self.demand.clone();
+        pod.constraints = self.constraints.clone();
+        pod.signature = self.signature.into();
+    }
 }
 
 impl Alike {
     const SWEEP_AT_LEAST: usize = 1024;
+    /// So many of one owner with the same labels are compared; pods with claims of their own are all different.
+    const COMPARED: usize = 8;
 
     /// The pod, with what others have, too, taken from them.
-    pub(in crate::scheduler) fn share(&mut self, mut pod: PodInfo) -> PodInfo {
-        let signature = pod.signature();
-        if let Some(common) = self.known.get(&signature) {
-            pod.labels = common.labels.clone();
-            pod.demand = common.demand.clone();
-            pod.constraints = common.constraints.clone();
+    pub(crate) fn share(&mut self, mut pod: PodInfo) -> PodInfo {
+        let mut hasher = DefaultHasher::new();
+        (&pod.key.namespace, &pod.owner, &pod.labels).hash(&mut hasher);
+        let place = hasher.finish();
+        let siblings = self.known.get(&place).map_or(&[][..], Vec::as_slice);
+        let mut latest = siblings.iter().rev().take(Self::COMPARED);
+        if let Some(common) = latest.find(|common| common.is_of(&pod)) {
+            common.give(&mut pod);
             return pod;
         }
-        if self.known.len() >= self.sweep_at {
-            self.known
-                .retain(|_, common| Arc::strong_count(&common.constraints) > 1);
-            self.sweep_at = Self::SWEEP_AT_LEAST.max(2 * self.known.len());
+        if self.count >= self.sweep_at {
+            self.sweep();
         }
-        let common = Common {
-            labels: pod.labels.clone(),
-            demand: pod.demand.clone(),
-            constraints: pod.constraints.clone(),
-        };
-        self.known.insert(signature, common);
+        self.known.entry(place).or_default().push(Common::of(&pod));
+        self.count += 1;
         pod
+    }
+
+    fn sweep(&mut self) {
+        self.known.retain(|_, siblings| {
+            siblings.retain(|common| Arc::strong_count(&common.constraints) > 1);
+            !siblings.is_empty()
+        });
+        self.count = self.known.values().map(Vec::len).sum();
+        self.sweep_at = Self::SWEEP_AT_LEAST.max(2 * self.count);
     }
 }
 
@@ -68,7 +111,9 @@ mod tests {
         for i in 0..3 * Alike::SWEEP_AT_LEAST {
             alike.share(make("x", &format!("app{i}")));
         }
-        assert!(alike.known.len() <= Alike::SWEEP_AT_LEAST + 1);
-        assert!(alike.known.contains_key(&a.signature()), "some pods have it");
+        assert!(alike.count <= Alike::SWEEP_AT_LEAST + 1);
+        let c = alike.share(make("c", "web"));
+        assert!(Arc::ptr_eq(&a.constraints, &c.constraints), "some pods have it");
+        assert_eq!(a.signature(), c.signature());
     }
 }

@@ -1,27 +1,28 @@
 //! Reads out of a pod's spec where it may or would like to go.
 
 use k8s_openapi::api::core::v1::{Affinity, PodAffinityTerm, PodSpec, TopologySpreadConstraint};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector as SelectorSpec, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as SelectorSpec;
 
 use super::{Constraints, HostPort, Labels, NearTo, Spread};
+use crate::informer::ObjectKey;
 use crate::scheduler::selection::{PodSet, Term};
 use crate::selector::{LabelSelector, Operator, Requirement};
 
-pub(super) fn read(spec: PodSpec, meta: &ObjectMeta, labels: &Labels) -> Constraints {
-    let host_ports = host_ports(&spec);
-    let claims = claims(&spec, meta.name.as_deref().unwrap_or_default());
+pub(super) fn take(spec: &mut PodSpec, key: &ObjectKey, labels: &Labels) -> Constraints {
+    let host_ports = host_ports(spec);
+    let claims = claims(spec, &key.name);
     let images = spec
         .containers
         .iter()
         .chain(spec.init_containers.iter().flatten())
         .filter_map(|container| container.image.clone())
         .collect();
-    let namespace = meta.namespace.as_deref().unwrap_or_default();
+    let namespace = &*key.namespace;
     let Affinity {
         node_affinity,
         pod_affinity,
         pod_anti_affinity,
-    } = spec.affinity.unwrap_or_default();
+    } = spec.affinity.take().unwrap_or_default();
     let on_nodes = node_affinity.unwrap_or_default();
     let near = pod_affinity.unwrap_or_default();
     let away = pod_anti_affinity.unwrap_or_default();
@@ -37,7 +38,7 @@ pub(super) fn read(spec: PodSpec, meta: &ObjectMeta, labels: &Labels) -> Constra
         .flatten()
         .map(|wish| (-i64::from(wish.weight), term(wish.pod_affinity_term)));
     Constraints {
-        selector: spec.node_selector.unwrap_or_default(),
+        selector: spec.node_selector.take().unwrap_or_default(),
         required: on_nodes
             .required_during_scheduling_ignored_during_execution
             .map(|selector| selector.node_selector_terms),
@@ -47,10 +48,11 @@ pub(super) fn read(spec: PodSpec, meta: &ObjectMeta, labels: &Labels) -> Constra
             .flatten()
             .map(|term| (term.weight, term.preference))
             .collect(),
-        tolerations: spec.tolerations.unwrap_or_default(),
+        tolerations: spec.tolerations.take().unwrap_or_default().into(),
         host_ports,
         spreads: spec
             .topology_spread_constraints
+            .take()
             .into_iter()
             .flatten()
             .map(|wish| spread(wish, namespace, labels))
