@@ -378,7 +378,8 @@ impl<V: Cached> Store<V> {
         self.synced.send_replace(true);
     }
 
-    /// Lists and watches until `shutdown`. Broken watches are resumed, expired ones relisted, failures backed off.
+    /// Lists and watches until `shutdown`, then forgets the subscribers. Broken watches are resumed, expired ones relisted,
+    /// failures backed off.
     pub async fn follow<K: DeserializeOwned>(
         &self,
         api: Api<Unread>,
@@ -393,6 +394,11 @@ impl<V: Cached> Store<V> {
             listed: None,
         };
         feed(&mut filling, &api, &config, &shutdown).await;
+        // Most of them hold what holds the store.
+        self.subscribers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 
     fn tell(&self, change: &Change<'_, V>) {

@@ -309,8 +309,9 @@ async fn run_control(world: &World, calm: &CancellationToken) {
         let generation = Generation::new(&world.store, writes);
         let stop = CancellationToken::new();
         let client = connect(&generation, &stop);
-        let parts = async {
-            let pods = informer::Store::new();
+        let pods = informer::Store::new();
+        let (left, end) = (Arc::downgrade(&pods), stop.clone());
+        let parts = async move {
             let scheduler = scheduler::run(
                 client.clone(),
                 scheduler::SchedulerConfig::default(),
@@ -330,9 +331,14 @@ async fn run_control(world: &World, calm: &CancellationToken) {
                 // One that was about to die when the faults ended makes room for the last.
                 () = calm.cancelled(), if writes != i64::MAX => {}
             }
-            stop.cancel();
+            end.cancel();
         };
         tokio::join!(parts, death);
+        assert_eq!(
+            left.strong_count(),
+            0,
+            "nothing is left of a control plane that ended"
+        );
     }
 }
 
@@ -415,16 +421,25 @@ fn versions<'a>(pods: impl Iterator<Item = &'a ObjectMeta>) -> BTreeMap<Option<S
 /// Failing seeds after which a run is given up.
 const ENOUGH: usize = 5;
 
+/// How often a run says how far it is.
+const TOLD_AFTER: usize = 500;
+
 /// Plays seeds on all cores; all that fail are named.
 fn play(seeds: impl Iterator<Item = u64> + Send, actions: usize) -> BTreeMap<Fault, u32> {
-    let seeds = Mutex::new(seeds);
+    let seeds = Mutex::new(seeds.enumerate());
     let met: Mutex<BTreeMap<Fault, u32>> = Mutex::default();
     let failed: Mutex<Vec<u64>> = Mutex::default();
     std::thread::scope(|scope| {
         let players = std::thread::available_parallelism().map_or(2, usize::from);
         for _ in 0..players {
             scope.spawn(|| {
-                let next = || seeds.lock().expect("no panic").next();
+                let next = || {
+                    let (done, seed) = seeds.lock().expect("no panic").next()?;
+                    if done > 0 && done % TOLD_AFTER == 0 {
+                        println!("{done} seeds");
+                    }
+                    Some(seed)
+                };
                 while failed.lock().expect("no panic").len() < ENOUGH
                     && let Some(seed) = next()
                 {
