@@ -298,9 +298,9 @@ impl World {
     }
 }
 
-/// Runs control planes one after the other; each dies after a number of writes, the last one lives.
-async fn run_control(world: &World, calm: &CancellationToken) {
-    loop {
+/// Runs control planes one after the other until it is over; each dies after a number of writes, the last one lives.
+async fn run_control(world: &World, calm: &CancellationToken, over: &CancellationToken) {
+    while !over.is_cancelled() {
         let writes = if calm.is_cancelled() {
             i64::MAX
         } else {
@@ -330,6 +330,7 @@ async fn run_control(world: &World, calm: &CancellationToken) {
                 () = generation.death() => {}
                 // One that was about to die when the faults ended makes room for the last.
                 () = calm.cancelled(), if writes != i64::MAX => {}
+                () = over.cancelled() => {}
             }
             end.cancel();
         };
@@ -353,7 +354,7 @@ async fn run(seed: u64, actions: usize) -> Result<BTreeMap<Fault, u32>, String> 
     };
     world.prepare().await;
     world.store.set_faulty(true);
-    let calm = CancellationToken::new();
+    let (calm, over) = (CancellationToken::new(), CancellationToken::new());
     let pods: Arc<informer::Store<PodView>> = informer::Store::new();
     let view = Arc::clone(&pods);
     let followed = Unread::all::<Pod>(world.client.clone());
@@ -381,19 +382,20 @@ async fn run(seed: u64, actions: usize) -> Result<BTreeMap<Fault, u32>, String> 
         }
         calm.cancel();
         let start = Instant::now();
-        loop {
+        let result = loop {
             sleep(Duration::from_secs(5)).await;
             match world.unrest().await {
                 Ok(()) => break Ok(()),
                 Err(why) if start.elapsed() > REST => break Err(why),
                 Err(_) => {}
             }
-        }
+        };
+        over.cancel();
+        result
     };
     let nodes = NODES.map(|name| world.run_node(name));
     let result = tokio::select! {
-        result = story => result,
-        () = run_control(&world, &calm) => Err("the control plane ended".to_owned()),
+        (result, ()) = async { tokio::join!(story, run_control(&world, &calm, &over)) } => result,
         _ = futures::future::join_all(nodes) => Err("the nodes ended".to_owned()),
     };
     sleep(Duration::from_secs(1)).await;
