@@ -14,6 +14,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use kube::client::ConfigExt as _;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use memchr::memchr;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
@@ -156,7 +157,7 @@ impl Watch {
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>> {
         let mut searched = 0;
         loop {
-            if let Some(end) = self.buffer[searched..].iter().position(|byte| *byte == b'\n') {
+            if let Some(end) = memchr(b'\n', &self.buffer[searched..]) {
                 return Ok(Some(self.buffer.split_to(searched + end + 1).freeze()));
             }
             searched = self.buffer.len();

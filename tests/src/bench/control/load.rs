@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use http::Method;
+use memchr::memmem;
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -158,7 +159,7 @@ pub(super) async fn watch_single(target: &Target, round: usize) -> Result<Single
             async {
                 // What was there before comes first.
                 while let Some(line) = watch.next().await? {
-                    if contains(&line, name.as_bytes()) {
+                    if memmem::find(&line, name.as_bytes()).is_some() {
                         return Ok(began.elapsed());
                     }
                 }
@@ -174,12 +175,16 @@ pub(super) async fn watch_single(target: &Target, round: usize) -> Result<Single
     })
 }
 
-fn contains(line: &[u8], name: &[u8]) -> bool {
-    line.windows(name.len()).any(|window| window == name)
+/// What a crowd of watchers sees.
+pub(super) struct Crowd {
+    /// The 99th percentile, in milliseconds, over all watchers and writes, from sending a write until a watcher has it.
+    pub(super) observed: f64,
+    /// The 99th percentile, in milliseconds, over all writes, from sending one until its answer.
+    pub(super) answered: f64,
 }
 
-/// The 99th percentile, in milliseconds, over all watchers and writes, of the time from sending a write until a watcher has it.
-pub(super) async fn watch_crowd(target: &Target, round: usize, length: Duration) -> Result<f64> {
+/// 100 watchers of what 16 writers write.
+pub(super) async fn watch_crowd(target: &Target, round: usize, length: Duration) -> Result<Crowd> {
     let mut list = Connection::open(target).await?;
     let version = list.get(WATCHED).await?["metadata"]["resourceVersion"]
         .as_str()
@@ -217,42 +222,50 @@ pub(super) async fn watch_crowd(target: &Target, round: usize, length: Duration)
         writers.spawn(async move {
             let offset = pace * u32::try_from(writer)? / u32::try_from(WRITERS)?;
             let mut late = 0;
+            let mut answers = Vec::with_capacity(writes_each);
             for write in 0..writes_each {
                 let due = start + offset + pace * u32::try_from(write)?;
                 tokio::time::sleep_until(due).await;
                 late += usize::from(due.elapsed() > pace);
                 // The name says when the write was sent, so that watchers need no table.
-                let name = format!("{prefix}{writer}-{}", epoch.elapsed().as_micros());
+                let sent = epoch.elapsed();
+                let name = format!("{prefix}{writer}-{}", sent.as_micros());
                 connection
                     .expect(Method::POST, WATCHED, JSON, config_map(&name, write))
                     .await?;
+                answers.push(ms(epoch.elapsed().saturating_sub(sent)));
             }
-            Ok::<_, anyhow::Error>(late)
+            Ok::<_, anyhow::Error>((late, answers))
         });
     }
-    let mut late = 0;
+    let (mut late, mut answered) = (0, Vec::new());
     while let Some(done) = writers.join_next().await {
-        late += done??;
+        let (too_late, answers) = done??;
+        late += too_late;
+        answered.extend(answers);
     }
     ensure!(
         late < writes / 4,
         "{late} of {writes} writes were sent late: the server takes fewer than {WRITES_PER_SECOND} a second"
     );
-    let mut delays = Vec::new();
+    let mut observed = Vec::new();
     let all_seen = async {
         while let Some(done) = watchers.join_next().await {
-            delays.extend(done??);
+            observed.extend(done??);
         }
         Ok::<_, anyhow::Error>(())
     };
     let seen = tokio::time::timeout(PATIENCE, all_seen).await;
     seen.context("a watcher has not seen all that was written")??;
-    percentile(&mut delays, 99)
+    Ok(Crowd {
+        observed: percentile(&mut observed, 99)?,
+        answered: percentile(&mut answered, 99)?,
+    })
 }
 
 /// When the write that a line tells about was sent, since the epoch.
 fn sent_at(line: &[u8], prefix: &[u8]) -> Option<Duration> {
-    let at = line.windows(prefix.len()).position(|window| window == prefix)?;
+    let at = memmem::find(line, prefix)?;
     let rest = &line[at + prefix.len()..];
     let rest = &rest[rest.iter().position(|byte| *byte == b'-')? + 1..];
     let digits = rest.iter().take_while(|byte| byte.is_ascii_digit());
