@@ -95,11 +95,16 @@ fn run(command: Command) -> Result<()> {
     Ok(())
 }
 
+/// After how many steps of tasks a worker looks at its sockets, however much is left to do: while hundreds of watchers are
+/// told of a change, those who write are not to wait for the last of them.
+const EVENT_INTERVAL: u32 = 16;
+
 /// Runs a service until it ends or a signal asks it to.
 fn serve<F: Future<Output = Result<()>>>(service: impl FnOnce(CancellationToken) -> F) -> Result<()> {
     // Two workers are plenty: kernel work has its own threads, and memory counts on a small node.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        .event_interval(EVENT_INTERVAL)
         .max_blocking_threads(16)
         .enable_all()
         .build()

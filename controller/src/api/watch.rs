@@ -1,6 +1,7 @@
 //! Watches: each reads the resource's history at its own pace.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use std::vec;
@@ -11,7 +12,8 @@ use futures::stream;
 use http::{HeaderValue, Response, header};
 use rand::RngExt as _;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::limits::Seat;
 use super::negotiate::Form;
@@ -25,12 +27,11 @@ use crate::store::{Event, Object, Revision, StoreError, Watch, WatchBatch};
 const BOOKMARK_INTERVAL: Duration = Duration::from_mins(1);
 /// How long a watch lasts that does not say: at least, and up to twice as long.
 const DEFAULT_LIFETIME_SECONDS: u64 = 1800;
-/// So many watchers of the same changes are a crowd.
-const CROWD: usize = 32;
-/// A watcher in a crowd hears of changes at most this often: what is told together costs each of them one packet.
-const CROWD_PACE: Duration = Duration::from_millis(1);
 /// Size at which initial objects are cut into chunks; each is made when the one before is on its way.
 const CHUNK: usize = 64 << 10;
+
+/// What is written around an object, at most.
+const FRAME: usize = 40;
 
 /// GET of a collection with `watch`.
 pub(crate) async fn watch(call: Arc<Call>, seat: Option<Seat>) -> Result<Response<Body>, ApiError> {
@@ -54,11 +55,21 @@ struct Watcher {
     /// What follows it.
     initial_end: Option<Bytes>,
     changes: Watch,
-    deadline: Instant,
-    next_bookmark: Option<Instant>,
-    not_before: Instant,
+    // Waited for as long as the watch lasts, not anew for each change.
+    shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
+    deadline: Pin<Box<Sleep>>,
+    redefined: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    bookmark: Option<Pin<Box<Sleep>>>,
     ended: bool,
     _seat: Option<Seat>,
+}
+
+/// What a future gives that may not be there.
+async fn if_any<F: Future + Unpin>(future: &mut Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Why a watcher woke up.
@@ -97,15 +108,18 @@ impl Watcher {
             Duration::from_secs(DEFAULT_LIFETIME_SECONDS + extra)
         });
         let now = Instant::now();
+        let custom = encoder.call.resource.custom();
+        let bookmark = now + BOOKMARK_INTERVAL.min(lifetime.mul_f32(0.9));
         Ok(Self {
+            shutdown: Box::pin(server.shutdown.clone().cancelled_owned()),
+            deadline: Box::pin(sleep_until(now + lifetime)),
+            redefined: custom.map(|custom| Box::pin(custom.ended().clone().cancelled_owned())),
+            bookmark: bookmarks.then(|| Box::pin(sleep_until(bookmark))),
             server,
             initial: initial.into_iter(),
             initial_end: (initial_events && bookmarks).then(|| encoder.bookmark(after, true)),
             encoder,
             changes,
-            deadline: now + lifetime,
-            next_bookmark: bookmarks.then_some(now + BOOKMARK_INTERVAL.min(lifetime.mul_f32(0.9))),
-            not_before: now,
             ended: false,
             _seat: seat,
         })
@@ -124,36 +138,18 @@ impl Watcher {
             if self.ended {
                 return None;
             }
-            let bookmark = self.next_bookmark.unwrap_or(self.deadline);
-            let custom = self.encoder.call.resource.custom();
-            let redefined = async {
-                match custom {
-                    Some(custom) => custom.ended().cancelled().await,
-                    None => std::future::pending().await,
-                }
-            };
-            let (not_before, changes) = (self.not_before, &mut self.changes);
-            let next = async {
-                if not_before > Instant::now() {
-                    sleep_until(not_before).await;
-                }
-                changes.next().await
-            };
             let wake = tokio::select! {
                 biased;
-                () = self.server.shutdown.cancelled() => Wake::End,
-                () = sleep_until(self.deadline) => Wake::End,
-                batch = next => Wake::Changes(batch),
+                () = &mut self.shutdown => Wake::End,
+                () = &mut self.deadline => Wake::End,
+                batch = self.changes.next() => Wake::Changes(batch),
                 // The client comes back and is served by the new definition, or hears that there is none.
-                () = redefined => Wake::End,
-                () = sleep_until(bookmark) => Wake::Bookmark,
+                () = if_any(&mut self.redefined) => Wake::End,
+                () = if_any(&mut self.bookmark) => Wake::Bookmark,
             };
             match wake {
                 Wake::End | Wake::Changes(Err(StoreError::Closed)) => return None,
                 Wake::Changes(Ok(batch)) => {
-                    if self.changes.company() >= CROWD {
-                        self.not_before = Instant::now() + CROWD_PACE;
-                    }
                     let chunk = self.encoder.changes(&batch);
                     if !chunk.is_empty() {
                         return Some(chunk);
@@ -165,7 +161,7 @@ impl Watcher {
                     return Some(frame("ERROR", status.to_string().as_bytes()));
                 }
                 Wake::Bookmark => {
-                    self.next_bookmark = Some(Instant::now() + BOOKMARK_INTERVAL);
+                    self.bookmark = Some(Box::pin(sleep_until(Instant::now() + BOOKMARK_INTERVAL)));
                     // All changes up to this revision are visible, so if none is waiting, the watcher has seen them.
                     let revision = self.server.store.revision();
                     match self.changes.ready() {
@@ -269,6 +265,7 @@ fn frame(kind: &str, object: &[u8]) -> Bytes {
 }
 
 fn put_frame(chunk: &mut BytesMut, kind: &str, object: &[u8]) {
+    chunk.reserve(object.len() + FRAME);
     chunk.put_slice(b"{\"type\":\"");
     chunk.put_slice(kind.as_bytes());
     chunk.put_slice(b"\",\"object\":");

@@ -3,9 +3,12 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 use super::{Meta, Object, Revision, StoreError};
 
@@ -13,6 +16,10 @@ use super::{Meta, Object, Revision, StoreError};
 const BATCH: usize = 256;
 /// Topics nobody listens to any more are looked for when there are so many.
 const TOPICS: usize = 64;
+/// So many watchers of the same changes are a crowd.
+const CROWD: usize = 32;
+/// A crowd hears of changes at most this often: what is told together costs each of them one packet.
+const CROWD_PACE: Duration = Duration::from_millis(1);
 
 /// How much a resource's ring holds.
 #[derive(Clone, Copy, Debug)]
@@ -103,11 +110,74 @@ impl Interest {
     }
 }
 
+/// Tells watchers that there is something to read. Each watcher holds it, too.
+#[derive(Debug)]
+struct News {
+    /// The revision of the last change, at the latest.
+    last: watch::Sender<Revision>,
+    /// Whether watchers are about to be told of it.
+    due: AtomicBool,
+    /// What a crowd waits for, once there was one.
+    cried: OnceLock<watch::Sender<()>>,
+}
+
+impl News {
+    fn new(last: Revision) -> Arc<Self> {
+        Arc::new(Self {
+            last: watch::Sender::new(last),
+            due: AtomicBool::new(false),
+            cried: OnceLock::new(),
+        })
+    }
+
+    fn last(&self) -> Revision {
+        *self.last.borrow()
+    }
+
+    /// Takes note of a change and says whether watchers are still to be told.
+    fn note(&self, revision: Revision) -> bool {
+        self.last.send_if_modified(|last| {
+            *last = revision;
+            false
+        });
+        !self.due.swap(true, Ordering::AcqRel)
+    }
+
+    /// Wakes the watchers.
+    fn tell(&self) {
+        self.due.store(false, Ordering::Release);
+        self.last.send_modify(|_| {});
+    }
+
+    /// How many watch: all who hold it but the one who tells.
+    fn watchers(self: &Arc<Self>) -> usize {
+        Arc::strong_count(self) - 1
+    }
+
+    /// What is told to a crowd. A task of its own tells it: whoever writes wakes that one instead of all, and none of the
+    /// crowd depends on how fast another reads.
+    fn cried(&self) -> &watch::Sender<()> {
+        self.cried.get_or_init(|| {
+            let cried = watch::Sender::new(());
+            tokio::spawn(cry(self.last.subscribe(), cried.clone()));
+            cried
+        })
+    }
+}
+
+/// Tells a crowd, until there is nobody left who would tell of changes.
+async fn cry(mut news: watch::Receiver<Revision>, cried: watch::Sender<()>) {
+    while news.changed().await.is_ok() {
+        cried.send_replace(());
+        sleep(CROWD_PACE).await;
+    }
+}
+
 /// One value of an aspect.
 #[derive(Debug)]
 struct Topic {
-    /// The revision of the last change that it had a part in, at the latest.
-    told: watch::Sender<Revision>,
+    /// Of the changes that it had a part in.
+    news: Arc<News>,
     /// Those changes of the ring that it had a part in: a watcher finds its own without looking at all others'.
     events: VecDeque<Arc<Event>>,
 }
@@ -132,32 +202,27 @@ impl Default for Topics {
 }
 
 impl Topics {
-    fn subscribe(
-        &mut self,
-        interest: &Interest,
-        ring: &VecDeque<Arc<Event>>,
-        last: Revision,
-    ) -> watch::Receiver<Revision> {
+    fn subscribe(&mut self, interest: &Interest, ring: &VecDeque<Arc<Event>>, last: Revision) -> Arc<News> {
         if self.count >= self.limit {
             for topics in self.by_aspect.values_mut() {
-                topics.retain(|_, topic| topic.told.receiver_count() > 0);
+                topics.retain(|_, topic| topic.news.watchers() > 0);
             }
             self.count = self.by_aspect.values().map(HashMap::len).sum();
             self.limit = TOPICS.max(self.count * 2);
         }
         let topics = self.by_aspect.entry(interest.aspect).or_default();
         if let Some(topic) = topics.get(&interest.value) {
-            return topic.told.subscribe();
+            return Arc::clone(&topic.news);
         }
         self.count += 1;
-        let (told, receiver) = watch::channel(last);
+        let news = News::new(last);
         let events = ring.iter().filter(|event| interest.covers(event));
         let topic = Topic {
-            told,
+            news: Arc::clone(&news),
             events: events.cloned().collect(),
         };
         topics.insert(interest.value.clone(), topic);
-        receiver
+        news
     }
 
     /// The changes of the ring that are of interest; a topic is there as long as somebody listens.
@@ -182,11 +247,13 @@ impl Topics {
         }
     }
 
-    /// A change joins the ring.
-    fn tell(&mut self, event: &Arc<Event>) {
+    /// A change joins the ring; who is to be told of it joins `due`.
+    fn note(&mut self, event: &Arc<Event>, due: &mut Vec<Arc<News>>) {
         self.each_of(event, |topic| {
             topic.events.push_back(Arc::clone(event));
-            topic.told.send_replace(event.revision());
+            if topic.news.note(event.revision()) {
+                due.push(Arc::clone(&topic.news));
+            }
         });
     }
 
@@ -211,7 +278,8 @@ impl Topics {
 
     fn tell_all(&self, revision: Revision) {
         for topic in self.by_aspect.values().flat_map(HashMap::values) {
-            topic.told.send_replace(revision);
+            topic.news.note(revision);
+            topic.news.tell();
         }
     }
 }
@@ -233,7 +301,7 @@ struct Inner {
 pub(super) struct Resource {
     limits: Limits,
     inner: RwLock<Inner>,
-    changed: watch::Sender<Revision>,
+    news: Arc<News>,
 }
 
 impl Resource {
@@ -247,7 +315,7 @@ impl Resource {
                 last,
                 ..Inner::default()
             }),
-            changed: watch::Sender::new(last),
+            news: News::new(last),
         }
     }
 
@@ -288,7 +356,8 @@ impl Resource {
             ..Inner::default()
         };
         drop(inner);
-        self.changed.send_replace(revision);
+        self.news.note(revision);
+        self.news.tell();
     }
 
     /// Forgets what led to the present state.
@@ -303,6 +372,7 @@ impl Resource {
 
     /// Takes in changes in the order of their revisions and wakes the watchers.
     pub(super) fn apply(&self, changes: impl IntoIterator<Item = (Box<str>, Arc<Event>)>) {
+        let mut due = Vec::new();
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         for (key, event) in changes {
             inner.last = event.revision();
@@ -313,7 +383,7 @@ impl Resource {
             }
             inner.ring_bytes += event.size();
             // Under the lock: whoever sees the change in the ring finds that its topic has it, too.
-            inner.topics.tell(&event);
+            inner.topics.note(&event, &mut due);
             inner.ring.push_back(event);
         }
         while inner.ring.len() > self.limits.events || inner.ring_bytes > self.limits.bytes {
@@ -324,9 +394,14 @@ impl Resource {
             inner.ring_bytes -= oldest.size();
             inner.floor = oldest.revision();
         }
-        let last = inner.last;
+        if self.news.note(inner.last) {
+            due.push(Arc::clone(&self.news));
+        }
+        // Not under the lock, which is the first thing they need.
         drop(inner);
-        self.changed.send_replace(last);
+        for news in due {
+            news.tell();
+        }
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Inner> {
@@ -341,7 +416,9 @@ pub type WatchBatch = Vec<Arc<Event>>;
 #[derive(Debug)]
 pub struct Watch {
     resource: Arc<Resource>,
+    news: Arc<News>,
     changed: watch::Receiver<Revision>,
+    cried: Option<watch::Receiver<()>>,
     cursor: Revision,
     interest: Option<Interest>,
 }
@@ -356,8 +433,10 @@ impl Watch {
             });
         }
         Ok(Self {
-            changed: resource.changed.subscribe(),
             resource: Arc::clone(resource),
+            news: Arc::clone(&resource.news),
+            changed: resource.news.last.subscribe(),
+            cried: None,
             cursor: after,
             interest: None,
         })
@@ -374,18 +453,11 @@ impl Watch {
         let Inner {
             topics, ring, last, ..
         } = &mut *inner;
-        self.changed = topics.subscribe(&interest, ring, *last);
+        self.news = topics.subscribe(&interest, ring, *last);
         drop(inner);
+        self.changed = self.news.last.subscribe();
         self.interest = Some(interest);
         self
-    }
-
-    /// How many watchers hear of what this one hears of.
-    pub fn company(&self) -> usize {
-        match self.interest {
-            Some(_) => 1,
-            None => self.resource.changed.receiver_count(),
-        }
     }
 
     /// The next changes; waits until there are some.
@@ -394,18 +466,29 @@ impl Watch {
     /// [`StoreError::Expired`] if the watcher was too slow, [`StoreError::Closed`] if there will be no more.
     pub async fn next(&mut self) -> Result<WatchBatch, StoreError> {
         loop {
-            self.changed.borrow_and_update();
+            // Listens before it looks, so that nothing is missed.
+            let crowded = self.news.watchers() >= CROWD;
+            if crowded {
+                let cried = || self.news.cried().subscribe();
+                self.cried.get_or_insert_with(cried).mark_unchanged();
+            } else {
+                self.changed.mark_unchanged();
+            }
             let batch = self.ready()?;
             if !batch.is_empty() {
                 return Ok(batch);
             }
-            self.changed.changed().await.map_err(|_| StoreError::Closed)?;
+            let told = match &mut self.cried {
+                Some(cried) if crowded => cried.changed().await,
+                _ => self.changed.changed().await,
+            };
+            told.map_err(|_| StoreError::Closed)?;
         }
     }
 
     /// Whether there are changes that the watcher has not seen.
     pub fn is_behind(&self) -> bool {
-        *self.changed.borrow() > self.cursor
+        self.news.last() > self.cursor
     }
 
     /// The changes that are there; none if the watcher has seen all.
@@ -414,7 +497,7 @@ impl Watch {
     /// [`StoreError::Expired`] if the watcher was too slow.
     pub fn ready(&mut self) -> Result<WatchBatch, StoreError> {
         let inner = self.resource.read();
-        if self.interest.is_some() && *self.changed.borrow() <= self.cursor {
+        if self.interest.is_some() && self.news.last() <= self.cursor {
             // Whatever happened since was none of this watcher's business, even if it is forgotten by now.
             self.cursor = self.cursor.max(inner.last);
             return Ok(Vec::new());
@@ -544,6 +627,41 @@ mod tests {
         let mut replaced = Watch::new(&resource, 100).unwrap().narrowed(interest(7));
         resource.replace(BTreeMap::new(), 200);
         assert!(matches!(replaced.ready(), Err(StoreError::Expired { .. })));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_crowd_is_told_together_and_by_nobody_once_it_is_gone() {
+        let resource = Arc::new(Resource::new(LIMITS, BTreeMap::new(), 0));
+        let slow = Watch::new(&resource, 0).unwrap().narrowed(interest(1));
+        let mut crowd = tokio::task::JoinSet::new();
+        for _ in 1..CROWD {
+            let mut watch = Watch::new(&resource, 0).unwrap().narrowed(interest(1));
+            crowd.spawn(async move {
+                let mut batches = Vec::new();
+                while batches.iter().sum::<usize>() < 6 {
+                    batches.push(watch.next().await.unwrap().len());
+                }
+                batches
+            });
+        }
+        let settle = async || {
+            for _ in 0..3 * CROWD {
+                tokio::task::yield_now().await;
+            }
+        };
+        settle().await;
+        for revision in 1..=6 {
+            write(&resource, revision, 1, 1);
+            settle().await;
+        }
+        while let Some(batches) = crowd.join_next().await {
+            assert_eq!(batches.unwrap(), [1, 5]);
+        }
+        let tasks = tokio::runtime::Handle::current().metrics();
+        assert_eq!(tasks.num_alive_tasks(), 1);
+        drop((slow, resource));
+        sleep(2 * CROWD_PACE).await;
+        assert_eq!(tasks.num_alive_tasks(), 0);
     }
 
     #[test]
