@@ -10,11 +10,12 @@ use serde_json::{Value, json};
 
 use super::negotiate::Decoded;
 use super::objects;
+use super::part::Part;
 use super::request::Verb;
 use super::status::ApiError;
-use super::{Call, admission, allocate, charges, pods};
+use super::{Call, admission, allocate, charges};
 use crate::custom::ObjectSchema;
-use crate::resources::{Problem, Problems, Reason, Resource, ResourceRef, Subresource};
+use crate::resources::{Problem, Problems, Reason, Resource, ResourceRef};
 use crate::schema::{ApplyError, ApplyRequest, Manager, TypeError};
 use crate::store::{Encoded, Expect, Object, Operation, StoreError, Write};
 
@@ -435,12 +436,6 @@ impl Call {
     }
 }
 
-/// Whether it is the node's part of a pod that is written, which is written more often than anything else.
-fn writes_status_of_pod(call: &Call) -> bool {
-    call.resource.storage == "pods"
-        && call.resource.subresource(&call.path.subresource) == Some(Subresource::Status)
-}
-
 /// Whether a change is made to an object with the managers of its fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Managers {
@@ -474,12 +469,13 @@ pub(crate) async fn change(
     compute: impl Fn(&Value) -> Result<Change, ApiError>,
 ) -> Result<Reply, ApiError> {
     let resource = &call.resource;
+    let part = Part::of(call);
     let dry_run = call.query.dry_run();
     let key = call.key();
     for _ in 0..ATTEMPTS {
         let current = call.find()?;
         let (mut old, spec) = match managers {
-            Managers::SetAside if writes_status_of_pod(call) && !dry_run => call.before_but_spec(&current),
+            Managers::SetAside if part.leaves_spec && !dry_run => call.before_but_spec(&current),
             _ => (call.before(&current), None),
         };
         let mut converted = (!call.is_served_as_stored(&current)).then(|| call.served(&current));
@@ -496,7 +492,7 @@ pub(crate) async fn change(
             tracked,
         } = compute(converted.as_ref().unwrap_or(&old))?;
         drop(converted);
-        let Some(mut new) = finish(call, &old, kept, object, tracked)? else {
+        let Some(mut new) = finish(call, part, &old, kept, object, tracked)? else {
             return Ok(Reply {
                 code: StatusCode::OK,
                 outcome: Outcome::Stored(current),
@@ -561,6 +557,7 @@ fn is_finished(resource: &Resource, old: &Value, new: &Value) -> bool {
 /// fields that were set aside.
 fn finish(
     call: &Call,
+    part: &Part,
     old: &Value,
     kept: Option<Value>,
     mut new: Value,
@@ -594,49 +591,19 @@ fn finish(
     if new["metadata"]["managedFields"].is_null() {
         objects::copy(&mut new["metadata"], &old["metadata"], "managedFields");
     }
-    match resource.subresource(&call.path.subresource) {
-        Some(Subresource::Status) => objects::keep_status_alone(&mut new, old),
-        Some(Subresource::Approval) => {
-            let mut approved = old.clone();
-            approved["status"]["conditions"] = new["status"]["conditions"].clone();
-            new = approved;
-        }
-        Some(Subresource::Finalize) => {
-            let mut finalized = old.clone();
-            finalized["spec"] = new["spec"].clone();
-            new = finalized;
-        }
-        Some(Subresource::EphemeralContainers) => {
-            new = pods::with_ephemeral_containers_of(call, old, &new)?;
-        }
-        Some(Subresource::Resize) => new = pods::with_resources_of(old, &new),
-        Some(Subresource::Binding | Subresource::Eviction) => {}
-        _ if resource.has_status() => objects::copy(&mut new, old, "status"),
-        _ => {}
-    }
-    // What keeps a namespace is let go of through `finalize` alone.
-    if resource.storage == "namespaces" && call.path.subresource != Subresource::Finalize.name() {
-        objects::copy(&mut new, old, "spec");
-    }
+    new = part.take(call, old, new)?;
     objects::carry_over(&mut new, old);
     if let Some(custom) = resource.custom() {
         new["apiVersion"] = json!(custom.stored_api_version());
     }
     let stored = call.stored_resource();
     admission::on_write(&stored, &mut new);
-    let subresource = resource.subresource(&call.path.subresource);
-    // A binding says where the pod goes; what the pod is was completed and checked when it was made.
-    let binds = subresource == Some(Subresource::Binding);
-    if let Some(schema) = stored.schema().filter(|_| !binds) {
+    if let Some(schema) = stored.schema().filter(|_| !part.is_settled) {
         // What was sent has been pruned when it was read, by the version served.
         if resource.custom().is_some() {
             schema.prune(&mut new);
         }
         schema.default(&mut new);
-    }
-    if writes_status_of_pod(call) {
-        // Perhaps only what stands for the spec, and nothing is to be completed in that.
-        objects::copy(&mut new, old, "spec");
     }
     allocate::complete(&stored, &mut new, Some(old));
     admission::on_change(call, &mut new)?;
@@ -659,13 +626,12 @@ fn finish(
         }
     }
     no_late_finalizers(&stored, old, &new)?;
-    if binds || writes_status_of_pod(call) {
-        // The spec is as it was when it was checked, and of the status the node knows best.
+    if part.is_settled {
         validate_metadata(&stored, &new, Some(old))?;
     } else {
-        validate(&stored, &new, Some(&pods::before_change(subresource, old, &new)))?;
+        validate(&stored, &new, Some(&part.before(old, &new)))?;
     }
-    if resource.storage == "persistentvolumeclaims" || subresource == Some(Subresource::Resize) {
+    if part.is_limited {
         admission::limits::check(call, &new)?;
     }
     call.admits(&new, Some(old))?;
