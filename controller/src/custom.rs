@@ -10,6 +10,7 @@ pub mod json_path;
 pub(crate) mod names;
 pub(crate) mod object_schema;
 mod open_api;
+mod rules;
 pub mod schema;
 pub mod structural;
 pub mod validate;
@@ -26,7 +27,7 @@ use crate::resources::{Problems, Resource, cell_of_time, row};
 use crate::schema::openapi::Document;
 use crate::store::{Event, Revision, Store, Watch};
 
-pub(crate) use self::definition::{Scale, has_condition, warnings};
+pub(crate) use self::definition::{Scale, has_condition};
 pub use self::object_schema::ObjectSchema;
 
 /// Where the store keeps definitions.
@@ -223,6 +224,7 @@ impl CustomResource {
     /// Checks an object; on an update the state before is given.
     pub(crate) fn validate(&self, object: &Value, old: Option<&Value>, problems: &mut Problems) {
         validate::object(self.schema(), object, old, problems);
+        self.version().rules.check(object, old, problems);
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod allocation;
 pub mod api;
 pub mod auth;
+pub mod cel;
 pub mod config;
 mod control;
 pub mod controllers;

@@ -124,9 +124,6 @@ pub(crate) fn receive_or(
     value["kind"] = json!(resource.kind);
     check_fields(call, resource.schema(), &mut value, duplicates, warnings)
         .map_err(|error| refuse(&error))?;
-    if resource.storage == crate::custom::DEFINITIONS {
-        warnings.extend(crate::custom::warnings(&value));
-    }
     objects::drop_nulls(&mut value);
     if !value["metadata"].is_object() {
         value["metadata"] = json!({});

@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::json_path::JsonPath;
-use super::schema::{Schema, object};
+use super::rules::Rules;
+use super::schema::Schema;
 use crate::resources::Subresource;
 use crate::store::Revision;
 
@@ -45,6 +46,7 @@ pub(super) struct Version {
     /// What users of it are told.
     pub(super) deprecation: Option<String>,
     pub(super) schema: Schema,
+    pub(super) rules: Rules,
     pub(super) has_defaults: bool,
     pub(super) open_api: Value,
     pub(super) columns: Vec<Column>,
@@ -154,6 +156,7 @@ impl Version {
                 own.unwrap_or_else(|| format!("{group}/{name} {kind} is deprecated"))
             }),
             has_defaults: schema.has_defaults(),
+            rules: Rules::compile(&open_api),
             columns: columns(&value["additionalPrinterColumns"]),
             fields: list("selectableFields")
                 .filter_map(|field| {
@@ -239,46 +242,6 @@ fn texts(value: &Value) -> Vec<String> {
     value.as_array().into_iter().flatten().map(text).collect()
 }
 
-/// What of a definition is accepted and not yet done: said to whoever writes it.
-pub(crate) fn warnings(definition: &Value) -> Vec<String> {
-    let mut told = Vec::new();
-    for (index, version) in definition["spec"]["versions"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .enumerate()
-    {
-        let at = format!("spec.versions[{index}].schema.openAPIV3Schema");
-        find_rules(&version["schema"]["openAPIV3Schema"], &at, &mut told);
-    }
-    told
-}
-
-/// How many rules are named one by one.
-const MAX_RULES_TOLD: usize = 3;
-
-fn find_rules(schema: &Value, at: &str, told: &mut Vec<String>) {
-    if told.len() >= MAX_RULES_TOLD {
-        return;
-    }
-    if schema["x-kubernetes-validations"]
-        .as_array()
-        .is_some_and(|rules| !rules.is_empty())
-    {
-        told.push(format!(
-            "{at}.x-kubernetes-validations: rules are kept, but this server does not evaluate them"
-        ));
-    }
-    for (name, property) in object(&schema["properties"]) {
-        find_rules(property, &format!("{at}.properties[{name}]"), told);
-    }
-    for key in ["items", "additionalProperties"] {
-        if schema[key].is_object() {
-            find_rules(&schema[key], &format!("{at}.{key}"), told);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -295,19 +258,5 @@ mod tests {
                 "v10", "v2", "v1", "v2beta1", "v1beta2", "v1alpha1", "bar", "foo", "v3x"
             ]
         );
-    }
-
-    #[test]
-    fn rules_are_told_of() {
-        let definition = json!({"spec": {"versions": [{"schema": {"openAPIV3Schema": {"properties": {
-            "spec": {"x-kubernetes-validations": [{"rule": "true"}]}}}}}]}});
-        assert_eq!(
-            warnings(&definition),
-            [
-                "spec.versions[0].schema.openAPIV3Schema.properties[spec].x-kubernetes-validations: rules are kept, but this \
-              server does not evaluate them"
-            ]
-        );
-        assert!(warnings(&json!({})).is_empty());
     }
 }

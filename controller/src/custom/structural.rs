@@ -62,7 +62,7 @@ pub fn definition(object: &Value, old: Option<&Value>, problems: &mut Problems) 
         problems.not_supported("spec.conversion.strategy", strategy, &["None"]);
     }
     names(&spec["names"], problems);
-    versions(object, problems);
+    versions(object, old, problems);
 }
 
 /// Groups of the Kubernetes project are not for everyone.
@@ -128,7 +128,7 @@ fn names(names: &Value, problems: &mut Problems) {
     }
 }
 
-fn versions(definition: &Value, problems: &mut Problems) {
+fn versions(definition: &Value, old: Option<&Value>, problems: &mut Problems) {
     let versions = &definition["spec"]["versions"];
     let mut seen = BTreeSet::new();
     let mut stored = 0;
@@ -153,7 +153,10 @@ fn versions(definition: &Value, problems: &mut Problems) {
                 "can only be set for deprecated versions",
             );
         }
-        schema(&version["schema"], &format!("{at}.schema"), problems);
+        let mut before = old.into_iter().flat_map(|old| list(&old["spec"]["versions"]));
+        let known =
+            before.any(|before| before["name"] == version["name"] && before["schema"] == version["schema"]);
+        schema(&version["schema"], &format!("{at}.schema"), known, problems);
         subresources(&version["subresources"], &format!("{at}.subresources"), problems);
         columns(&version["additionalPrinterColumns"], &at, problems);
         selectable(version, &at, problems);

@@ -68,7 +68,7 @@ fn widget(name: &str, spec: Value) -> Value {
 async fn define(client: &Client) -> Result<()> {
     let (code, body) = json(client, "POST", DEFINITIONS, &definition()).await?;
     assert_eq!(code, StatusCode::CREATED, "{body}");
-    established(client).await
+    established(client, "widgets.example.com").await
 }
 
 async fn read(client: &Client, path: &str) -> Result<Value> {
@@ -76,8 +76,9 @@ async fn read(client: &Client, path: &str) -> Result<Value> {
     Ok(body)
 }
 
-async fn established(client: &Client) -> Result<()> {
-    let path = format!("{DEFINITIONS}/widgets.example.com");
+/// Waits until a definition's objects are served.
+pub(crate) async fn established(client: &Client, name: &str) -> Result<()> {
+    let path = format!("{DEFINITIONS}/{name}");
     timeout(Duration::from_secs(10), async {
         loop {
             let found = read(client, &path).await?;

@@ -12,6 +12,7 @@ mod parts;
 mod protection;
 mod python;
 mod refusals;
+mod rules;
 mod server;
 mod services;
 mod tokens;

@@ -2,11 +2,14 @@
 
 use serde_json::{Value, json};
 
+use super::super::rules;
 use super::super::schema::{MAX_DEPTH, Schema, Type, is_object_field, object};
 use super::{list, text, validate};
 use crate::resources::Problems;
 
-pub(super) fn schema(value: &Value, at: &str, problems: &mut Problems) {
+/// Checks a schema. The rules of one that is `known`, for an update leaves it as it was, are let stand: status could not be
+/// written otherwise, should this server ever understand less than the one that took the rules in.
+pub(super) fn schema(value: &Value, at: &str, known: bool, problems: &mut Problems) {
     let (root, at) = (&value["openAPIV3Schema"], format!("{at}.openAPIV3Schema"));
     if !root.is_object() {
         problems.required(&at, "schemas are required");
@@ -28,12 +31,18 @@ pub(super) fn schema(value: &Value, at: &str, problems: &mut Problems) {
             "must not specify anything other than name and generateName, but metadata is implicitly specified",
         );
     }
+    let found = problems.0.len();
     let mut walk = Walk {
-        path: at,
+        path: at.clone(),
         problems,
         defaults: 0,
+        left: rules::OBJECT_LIMIT,
     };
     walk.level(root, true, 0);
+    if !known {
+        let sound = problems.0.len() == found;
+        rules::check_definition(root, &at, sound, problems);
+    }
 }
 
 /// Most defaults of one schema that are checked against it: each check reads a schema anew.
@@ -43,6 +52,8 @@ struct Walk<'a> {
     path: String,
     problems: &'a mut Problems,
     defaults: usize,
+    /// What rules may still cost that defaults are checked against.
+    left: u64,
 }
 
 /// What no structural schema may have, and why.
@@ -76,6 +87,7 @@ const STRUCTURE: &[(&str, &str)] = &[
     ("x-kubernetes-list-type", "must be undefined to be structural"),
     ("x-kubernetes-list-map-keys", "must be empty to be structural"),
     ("x-kubernetes-map-type", "must be undefined to be structural"),
+    ("x-kubernetes-validations", "must be empty to be structural"),
 ];
 
 const JUNCTORS: &[&str] = &["allOf", "anyOf", "oneOf"];
@@ -416,6 +428,10 @@ impl Walk<'_> {
         }
         wrapper.fill(&mut pruned);
         let at = self.at("default");
+        let found = self.problems.0.len();
         validate::value_at(&own, &pruned["default"], &at, self.problems);
+        if self.problems.0.len() == found {
+            rules::check_default(schema, &pruned["default"], &at, &mut self.left, self.problems);
+        }
     }
 }
