@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use weft_controller::api::continuation::Token;
 use weft_controller::api::negotiate;
 use weft_controller::api::request::{Query, ResourcePath};
+use weft_controller::cel;
 use weft_controller::custom::json_path::JsonPath;
 use weft_controller::custom::schema::Schema;
 use weft_controller::custom::{structural, validate};
@@ -13,6 +14,10 @@ use weft_controller::resources::Problems;
 use weft_controller::schema::{self, ApplyRequest, KindSchema, Manager, patch};
 use weft_controller::selector::{FieldSelector, LabelSelector};
 use weft_lab::fuzz::{mutate, replay};
+
+/// What a rule may cost, and the bytes of all its patterns.
+const COST: u64 = 20_000;
+const PATTERNS: usize = 4 << 20;
 
 fn decode(content_type: &'static str, data: &[u8]) -> Option<negotiate::Decoded> {
     let mut headers = HeaderMap::new();
@@ -121,6 +126,27 @@ fn patches(data: &[u8]) {
     }
 }
 
+/// An expression of a rule ends within what it may cost, always with the same result; known fields are checked, too.
+fn rules(data: &[u8]) {
+    let object = json!({
+        "min": 1, "max": 3, "name": "a-b", "size": "2Gi", "address": "10.1.2.3", "at": "2030-01-01T01:00:00Z",
+        "link": "http://[::1]/", "items": ["a", "b"], "labels": {"a": "x", "b": "y", "x": ""}, "a": {"b": "c"},
+    });
+    let known = cel::Type::map(cel::Type::String, cel::Type::Dynamic);
+    for of in [cel::Type::Dynamic, known] {
+        let Ok(program) = cel::Program::compile(text(data), &[("self", of.clone())], &mut PATTERNS.clone())
+        else {
+            continue;
+        };
+        let [first, second] = [(), ()].map(|()| {
+            let value = cel::Value::new(&object, &of).expect("it is an object");
+            let (result, cost) = program.evaluate(vec![value], COST);
+            (format!("{result:?}"), cost)
+        });
+        assert_eq!(first, second);
+    }
+}
+
 /// A schema that is accepted prunes and fills any object, and doing either twice is doing it once.
 fn definitions(data: &[u8]) {
     let Ok(mut input) = serde_json::from_slice::<Value>(data) else {
@@ -169,6 +195,7 @@ const TARGETS: &[Target] = &[
     ("patch", patches),
     ("definition", definitions),
     ("path", paths),
+    ("rule", rules),
 ];
 
 #[test]
