@@ -82,8 +82,9 @@ async fn let_go(context: &Context, key: &ObjectKey) -> Outcome {
         }
     }
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &key.namespace);
-    let patch =
-        json!({ "metadata": { "uid": pod.uid(), "$deleteFromPrimitiveList/finalizers": [FINALIZER] } });
+    // As it was seen: a pod that its Job has adopted meanwhile is to be counted again.
+    let patch = json!({ "metadata": { "uid": pod.uid(), "resourceVersion": pod.metadata.resource_version,
+        "$deleteFromPrimitiveList/finalizers": [FINALIZER] } });
     match api
         .patch(&key.name, &PatchParams::default(), &Patch::Strategic(patch))
         .await
