@@ -27,6 +27,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use self::functions::regex::{MAX_MADE_BYTES, Pattern};
+pub(crate) use self::functions::time::parse_lenient_duration;
 pub(crate) use self::parser::RESERVED;
 pub use self::types::{Field, ListKind, ListType, MapType, Named, ObjectType, Type};
 pub use self::value::{Key, List, Map, Text, Value};

@@ -44,7 +44,7 @@ pub(crate) use printing::since as cell_of_time;
 pub(crate) use scheduling::SYSTEM_PRIORITY_CLASSES;
 pub use subresource::Subresource;
 pub use validation::{Problem, Problems, Reason};
-pub(crate) use validation::{immutable, label_problem, subdomain_problem};
+pub(crate) use validation::{dns_1035_problem, immutable, label_problem, subdomain_problem};
 
 /// A field that selectors may ask about.
 #[derive(Clone, Copy, Debug)]

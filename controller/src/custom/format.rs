@@ -5,6 +5,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use base64::Engine as _;
 use serde_json::Value;
 
+use crate::cel::parse_lenient_duration;
+
 /// Whether a value is of a format.
 pub(super) fn fits(format: &str, value: &Value) -> bool {
     match value {
@@ -22,7 +24,7 @@ fn text_fits(format: &str, text: &str) -> bool {
     match format {
         "date-time" | "datetime" => is_date_time(text),
         "date" => text.len() == 10 && text.parse::<jiff::civil::Date>().is_ok(),
-        "duration" => is_duration(text),
+        "duration" => parse_lenient_duration(text).is_some(),
         "byte" => base64::engine::general_purpose::STANDARD.decode(text).is_ok(),
         "ipv4" => text.parse::<Ipv4Addr>().is_ok(),
         "ipv6" => text.parse::<Ipv6Addr>().is_ok(),
@@ -43,34 +45,6 @@ fn text_fits(format: &str, text: &str) -> bool {
 fn is_date_time(text: &str) -> bool {
     // A date alone is a date-time to some parsers, but not to Kubernetes.
     text.len() >= 20 && text.parse::<jiff::Timestamp>().is_ok()
-}
-
-/// `1h30m`, `1.5s`, `3 weeks` are durations.
-fn is_duration(text: &str) -> bool {
-    const UNITS: &[&str] = &[
-        "ns", "us", "µs", "ms", "s", "m", "h", "d", "w", "sec", "second", "seconds", "min", "minute",
-        "minutes", "hr", "hour", "hours", "day", "days", "wk", "week", "weeks",
-    ];
-    let mut rest = text.trim().trim_start_matches(['-', '+']);
-    if rest == "0" {
-        return true;
-    }
-    let mut parts = 0;
-    while !rest.is_empty() {
-        let number = rest
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(rest.len());
-        let after = rest[number..].trim_start();
-        let unit = after
-            .find(|c: char| c.is_ascii_digit() || c == ' ')
-            .unwrap_or(after.len());
-        if rest[..number].parse::<f64>().is_err() || !UNITS.contains(&&after[..unit]) {
-            return false;
-        }
-        rest = after[unit..].trim_start();
-        parts += 1;
-    }
-    parts > 0
 }
 
 fn is_mac(text: &str) -> bool {

@@ -20,6 +20,7 @@ use tokio::task::block_in_place;
 
 pub(crate) use self::definition::check as check_definition;
 use self::types::Typed;
+use super::structural::{list, text};
 use crate::cel::{EvaluationError, Program, Type, Value};
 use crate::resources::{Problem, Problems, Reason};
 
@@ -127,14 +128,6 @@ fn message_program(rule: &Json, of: Option<&Type>, room: &mut usize) -> Result<O
     }
 }
 
-fn text(value: &Json) -> &str {
-    value.as_str().unwrap_or_default()
-}
-
-fn list(value: &Json) -> impl Iterator<Item = &Json> {
-    value.as_array().into_iter().flatten()
-}
-
 /// The value of a text that says something.
 fn said(value: &Json) -> Option<String> {
     let text = text(value).trim();
@@ -232,13 +225,9 @@ impl Rules {
             )
         };
         if problems.0.iter().any(blocks) {
-            problems.0.push(Problem {
-                reason: Reason::Invalid,
-                field: NO_FIELD.to_owned(),
-                message: "Invalid value: \"null\": some validation rules were not checked because the object was invalid; \
-                          correct the existing errors to complete validation"
-                    .to_owned(),
-            });
+            let detail = "some validation rules were not checked because the object was invalid; correct the existing \
+                          errors to complete validation";
+            problems.invalid(NO_FIELD, &json!("null"), detail);
             return;
         }
         let mut walk = Walk::new("", problems);
@@ -328,24 +317,20 @@ impl<'a> Walk<'a> {
     }
 
     fn add(&mut self, node: &Node, reason: Reason, below: Option<&str>, detail: &str) {
-        let message = match reason {
-            Reason::Forbidden => format!("Forbidden: {detail}"),
-            Reason::Required => format!("Required value: {detail}"),
-            Reason::Duplicate => format!("Duplicate value: {}", json!(node.kind)),
-            _ => format!("Invalid value: {}: {detail}", json!(node.kind)),
-        };
         let field = match below {
-            Some(below) if self.path.is_empty() => below.to_owned(),
-            Some(below) => format!("{}.{below}", self.path),
-            None if self.path.is_empty() => NO_FIELD.to_owned(),
-            None => self.path.clone(),
+            Some(below) if self.path.is_empty() => below,
+            Some(below) => &format!("{}.{below}", self.path),
+            None if self.path.is_empty() => NO_FIELD,
+            None => &self.path,
         };
-        self.told += field.len() + message.len();
-        self.problems.0.push(Problem {
-            reason,
-            field,
-            message,
-        });
+        match reason {
+            Reason::Forbidden => self.problems.forbidden(field, detail),
+            Reason::Required => self.problems.required(field, detail),
+            Reason::Duplicate => self.problems.duplicate(field, &json!(node.kind)),
+            _ => self.problems.invalid(field, &json!(node.kind), detail),
+        }
+        let told = self.problems.0.last();
+        self.told += told.map_or(0, |problem| problem.field.len() + problem.message.len());
     }
 
     /// The rules of a value and of those within it. `old` is the value before, if it can be told; `unchanged` is whether

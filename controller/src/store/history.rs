@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -116,8 +115,6 @@ impl Interest {
 struct News {
     /// The revision of the last change, at the latest.
     last: watch::Sender<Revision>,
-    /// Whether watchers are about to be told of it.
-    due: AtomicBool,
     /// What a crowd waits for, once there was one.
     cried: OnceLock<watch::Sender<()>>,
 }
@@ -126,7 +123,6 @@ impl News {
     fn new(last: Revision) -> Arc<Self> {
         Arc::new(Self {
             last: watch::Sender::new(last),
-            due: AtomicBool::new(false),
             cried: OnceLock::new(),
         })
     }
@@ -135,18 +131,24 @@ impl News {
         *self.last.borrow()
     }
 
-    /// Takes note of a change and says whether watchers are still to be told.
-    fn note(&self, revision: Revision) -> bool {
+    /// Takes note of a change, tells nobody yet, and says whether it is the first after `since`.
+    fn note(&self, revision: Revision, since: Revision) -> bool {
+        let mut first = false;
         self.last.send_if_modified(|last| {
+            first = *last <= since;
             *last = revision;
             false
         });
-        !self.due.swap(true, Ordering::AcqRel)
+        first
+    }
+
+    /// Tells of a new state.
+    fn replace(&self, revision: Revision) {
+        self.last.send_replace(revision);
     }
 
     /// Wakes the watchers.
     fn tell(&self) {
-        self.due.store(false, Ordering::Release);
         self.last.send_modify(|_| {});
     }
 
@@ -248,11 +250,11 @@ impl Topics {
         }
     }
 
-    /// A change joins the ring; who is to be told of it joins `due`.
-    fn note(&mut self, event: &Arc<Event>, due: &mut Vec<Arc<News>>) {
+    /// A change joins the ring; who is to be told of it and of none since `since` joins `due`.
+    fn note(&mut self, event: &Arc<Event>, since: Revision, due: &mut Vec<Arc<News>>) {
         self.each_of(event, |topic| {
             topic.events.push_back(Arc::clone(event));
-            if topic.news.note(event.revision()) {
+            if topic.news.note(event.revision(), since) {
                 due.push(Arc::clone(&topic.news));
             }
         });
@@ -279,8 +281,7 @@ impl Topics {
 
     fn tell_all(&self, revision: Revision) {
         for topic in self.by_aspect.values().flat_map(HashMap::values) {
-            topic.news.note(revision);
-            topic.news.tell();
+            topic.news.replace(revision);
         }
     }
 }
@@ -357,8 +358,7 @@ impl Resource {
             ..Inner::default()
         };
         drop(inner);
-        self.news.note(revision);
-        self.news.tell();
+        self.news.replace(revision);
     }
 
     /// Forgets what led to the present state.
@@ -375,6 +375,7 @@ impl Resource {
     pub(super) fn apply(&self, changes: impl IntoIterator<Item = (Box<str>, Arc<Event>)>) {
         let mut due = Vec::new();
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        let since = inner.last;
         for (key, event) in changes {
             inner.last = event.revision();
             if event.deleted {
@@ -384,7 +385,7 @@ impl Resource {
             }
             inner.ring_bytes += event.size();
             // Under the lock: whoever sees the change in the ring finds that its topic has it, too.
-            inner.topics.note(&event, &mut due);
+            inner.topics.note(&event, since, &mut due);
             inner.ring.push_back(event);
         }
         while inner.ring.len() > self.limits.events || inner.ring_bytes > self.limits.bytes {
@@ -395,12 +396,10 @@ impl Resource {
             inner.ring_bytes -= oldest.size();
             inner.floor = oldest.revision();
         }
-        if self.news.note(inner.last) {
-            due.push(Arc::clone(&self.news));
-        }
+        self.news.note(inner.last, since);
         // Not under the lock, which is the first thing they need.
         drop(inner);
-        for news in due {
+        for news in due.iter().chain([&self.news]) {
             news.tell();
         }
     }

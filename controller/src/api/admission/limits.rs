@@ -8,7 +8,6 @@ use crate::api::status::ApiError;
 use crate::api::{Call, objects};
 use crate::quantity::Quantity;
 use crate::quota::{Amounts, amounts, pod_resources};
-use crate::resources::Subresource;
 
 const RANGES: &str = "limitranges";
 /// Says what a pod was given.
@@ -17,8 +16,7 @@ const ANNOTATION: &str = "kubernetes.io/limit-ranger";
 /// The limits of the namespace, in the order of their ranges' names.
 fn limits(call: &Call) -> Vec<Value> {
     let store = &call.server.store;
-    let below = call.resource.subresource(&call.path.subresource);
-    if !matches!(below, None | Some(Subresource::Resize)) || store.count(RANGES) == 0 {
+    if store.count(RANGES) == 0 {
         return Vec::new();
     }
     let ranges = store.list(RANGES, &format!("{}/", call.path.namespace)).items;

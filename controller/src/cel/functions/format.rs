@@ -6,7 +6,7 @@ use super::time::{parse_rfc3339, parse_timestamp};
 use super::{Row, no_such_overload};
 use crate::cel::Cost;
 use crate::cel::value::{Evaluated, Value};
-use crate::resources::{label_problem, subdomain_problem};
+use crate::resources::{dns_1035_problem, label_problem, subdomain_problem};
 use crate::selector::{label_key_problem, label_value_problem};
 
 const NONE: &[&str] = &["() format"];
@@ -37,13 +37,13 @@ pub struct Format(&'static str, fn(&str) -> Option<String>);
 static FORMATS: &[Format] = &[
     Format("dns1123Label", label_problem),
     Format("dns1123Subdomain", subdomain_problem),
-    Format("dns1035Label", letter_label_problem),
+    Format("dns1035Label", dns_1035_problem),
     Format("qualifiedName", label_key_problem),
     Format("dns1123LabelPrefix", |text| label_problem(&finished(text))),
     Format("dns1123SubdomainPrefix", |text| {
         subdomain_problem(&finished(text))
     }),
-    Format("dns1035LabelPrefix", |text| letter_label_problem(&finished(text))),
+    Format("dns1035LabelPrefix", |text| dns_1035_problem(&finished(text))),
     Format("labelValue", label_value_problem),
     Format("uri", |text| {
         told(super::url::fits(text), "invalid URI for request")
@@ -76,13 +76,6 @@ fn finished(text: &str) -> String {
         Some(start) => format!("{start}a"),
         None => text.to_owned(),
     }
-}
-
-fn letter_label_problem(text: &str) -> Option<String> {
-    label_problem(text).or_else(|| {
-        let fits = text.starts_with(|c: char| c.is_ascii_lowercase());
-        told(fits, "a DNS-1035 label must start with an alphabetic character")
-    })
 }
 
 fn is_uuid(text: &str) -> bool {

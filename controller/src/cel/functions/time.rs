@@ -154,8 +154,8 @@ fn amount(number: &str, unit: i64) -> Option<i128> {
         .checked_add(below)
 }
 
-/// Reads a duration as the format of schemas has it: days, weeks and words beside what Go knows.
-pub(in crate::cel) fn parse_lenient_duration(text: &str) -> Option<i64> {
+/// Reads a duration as the format `duration` of schemas has it, in nanoseconds: days, weeks and words beside what Go knows.
+pub(crate) fn parse_lenient_duration(text: &str) -> Option<i64> {
     parse_duration(text.trim(), true)
 }
 

@@ -2,7 +2,8 @@
 
 use serde_json::{Value as Json, json};
 
-use super::types::{MAX_DEPTH, Typed};
+use super::super::schema::MAX_DEPTH;
+use super::types::Typed;
 use super::{OLD_SELF, PATTERN_ROOM, list, message_program, program, text};
 use crate::resources::Problems;
 

@@ -5,11 +5,9 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
+use super::super::schema::MAX_DEPTH;
 use super::text;
 use crate::cel::{Field, ListKind, ObjectType, RESERVED, Type};
-
-/// Deepest nesting of schemas that is looked into; requests cannot nest deeper either.
-pub(super) const MAX_DEPTH: usize = 120;
 
 /// The type of a schema and of those within it. Each is made once, for objects are of the same type only if they stand at
 /// the same place.
