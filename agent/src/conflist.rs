@@ -2,12 +2,13 @@
 
 use std::{
     fs, io,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
 use serde_json::json;
 use weft_cni::protocol::PLUGIN_TYPE;
+
+use crate::whole_file;
 
 /// The name of the configuration's file; runtimes take the first by name.
 pub const FILE_NAME: &str = "10-weft.conflist";
@@ -31,21 +32,12 @@ pub(crate) fn failed(path: &Path, verb: &'static str) -> impl FnOnce(io::Error) 
     move |source| InstallError { path, verb, source }
 }
 
-/// Writes a file beside and renames it, unless it is the same already. Whether it was not.
+/// Writes a file and the directories above it, unless it holds this already. Whether it did not.
 pub(crate) fn write_if_changed(path: &Path, content: &[u8], mode: u32) -> Result<bool, InstallError> {
-    if fs::read(path).is_ok_and(|found| found == content) {
-        return Ok(false);
-    }
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).map_err(failed(dir, "made"))?;
     }
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = PathBuf::from(beside);
-    fs::write(&beside, content).map_err(failed(&beside, "written"))?;
-    fs::set_permissions(&beside, fs::Permissions::from_mode(mode)).map_err(failed(&beside, "written"))?;
-    fs::rename(&beside, path).map_err(failed(path, "written"))?;
-    Ok(true)
+    whole_file::replace_if_changed(path, content, mode).map_err(failed(path, "written"))
 }
 
 /// Puts the configuration into a directory.

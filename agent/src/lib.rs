@@ -25,3 +25,4 @@ pub mod reconcile;
 pub mod shim;
 pub mod status;
 pub mod telemetry;
+pub mod whole_file;

@@ -25,6 +25,7 @@ use crate::{
     desired::{Cluster, NodeRecord},
     local_path::Removals,
     node::{Condition, says},
+    whole_file,
 };
 
 /// Where the cluster's nodes are remembered, under the state directory.
@@ -44,9 +45,7 @@ pub fn remembered(path: &Path) -> Cluster {
 }
 
 fn remember(path: &Path, cluster: &Cluster) -> io::Result<()> {
-    let beside = path.with_extension("new");
-    fs::write(&beside, serde_json::to_vec(cluster)?)?;
-    fs::rename(&beside, path)
+    whole_file::replace(path, &serde_json::to_vec(cluster)?, 0o644)
 }
 
 /// What the datapath needs of a node.

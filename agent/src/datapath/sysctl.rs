@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::whole_file;
+
 const ROOT: &str = "/proc/sys";
 
 /// Why a setting could not be read or written.
@@ -77,9 +79,7 @@ impl Sysctls {
             source,
         };
         let json = serde_json::to_vec(&self.former).map_err(|error| failed(error.into()))?;
-        let beside = self.record.with_extension("new");
-        fs::write(&beside, json).map_err(failed)?;
-        fs::rename(&beside, &self.record).map_err(failed)
+        whole_file::replace(&self.record, &json, 0o644).map_err(failed)
     }
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{Attached, AttachmentKey, PodRef};
-use crate::datapath::netns::NetnsId;
+use crate::{datapath::netns::NetnsId, whole_file};
 
 /// Why a checkpoint could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -74,10 +74,8 @@ impl Checkpoints {
     /// Writes a checkpoint, or replaces it.
     pub fn save(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
         let path = self.path(&checkpoint.key);
-        let beside = path.with_extension("new");
         let json = serde_json::to_vec(checkpoint).map_err(|error| failed(&path, "written")(error.into()))?;
-        fs::write(&beside, json).map_err(failed(&beside, "written"))?;
-        fs::rename(&beside, &path).map_err(failed(&path, "written"))
+        whole_file::replace(&path, &json, 0o644).map_err(failed(&path, "written"))
     }
 
     /// Removes a checkpoint. One that is not there counts as removed.

@@ -10,6 +10,7 @@ use std::{
 use k8s_openapi::api::core::v1::{HostAlias, Pod, PodSpec};
 
 use super::{PodsConfig, oci::Bind};
+use crate::whole_file;
 
 /// The kernel takes 63 bytes and a zero.
 const MAX_HOSTNAME_BYTES: usize = 63;
@@ -153,8 +154,8 @@ pub fn write(dir: &Path, pod: &Pod, ips: &[IpAddr], config: &PodsConfig) -> io::
     let mut binds = Vec::new();
     for (name, text) in files {
         let source = etc.join(name);
-        // Written in place: running containers have this very file mounted.
-        fs::write(&source, text)?;
+        // Running containers have this very file mounted, and may be reading it.
+        whole_file::replace_if_changed(&source, text.as_bytes(), 0o644)?;
         binds.push(Bind {
             source,
             target: Path::new("/etc").join(name),
@@ -222,5 +223,27 @@ mod tests {
         );
         let host = spec(serde_json::json!({"containers": [], "hostNetwork": true}));
         assert_eq!(resolv_conf(&host, "n", node, &dns, "c.l"), node);
+    }
+
+    #[test]
+    fn a_containers_start_leaves_the_files_of_the_running_ones_alone() {
+        use std::os::unix::fs::MetadataExt as _;
+
+        let dir = tempfile::tempdir().unwrap();
+        let config = PodsConfig::new(dir.path(), "n");
+        let pod = pod(serde_json::json!({"metadata": {"name": "p"}, "spec": {"containers": []}}));
+        let ips = ["10.0.0.1".parse().unwrap()];
+        let inodes = |binds: Vec<Bind>| -> Vec<u64> {
+            let inode = |bind: &Bind| bind.source.metadata().unwrap().ino();
+            binds.iter().map(inode).collect()
+        };
+        let first = inodes(write(dir.path(), &pod, &ips, &config).unwrap());
+        // A reader of the file would see it cut off otherwise.
+        let mut reader = fs::File::open(dir.path().join("etc/hosts")).unwrap();
+        assert_eq!(inodes(write(dir.path(), &pod, &ips, &config).unwrap()), first);
+        let moved = ["10.0.0.2".parse().unwrap()];
+        write(dir.path(), &pod, &moved, &config).unwrap();
+        let text = io::read_to_string(&mut reader).unwrap();
+        assert!(text.ends_with("10.0.0.1\tp\n"), "{text}");
     }
 }

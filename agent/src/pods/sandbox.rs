@@ -17,6 +17,7 @@ use super::PodsConfig;
 use crate::{
     endpoint::{AddRequest, AttachmentKey, EndpointError, Endpoints, PodRef},
     shim::{self, CallError, ShimClient},
+    whole_file,
 };
 
 /// The interface of a pod.
@@ -317,11 +318,9 @@ fn make_dir(path: &Path) -> Result<(), SandboxError> {
 
 fn write_record(dir: &Path, record: &SandboxRecord) -> Result<(), SandboxError> {
     let path = dir.join(RECORD_FILE);
-    let scratch = dir.join("pod.json.new");
     serde_json::to_vec(record)
         .map_err(io::Error::from)
-        .and_then(|bytes| fs::write(&scratch, bytes))
-        .and_then(|()| fs::rename(&scratch, &path))
+        .and_then(|bytes| whole_file::replace(&path, &bytes, 0o644))
         .map_err(file("writing", &path))
 }
 

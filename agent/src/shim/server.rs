@@ -39,6 +39,7 @@ use super::{
         Rootfs, ShimStatus,
     },
 };
+use crate::whole_file;
 
 /// The file that keeps the last known state for when the shim is gone.
 pub(super) const STATE_FILE: &str = "shim.json";
@@ -460,7 +461,5 @@ fn set_oom_score(pid: i32, score: i32) -> io::Result<()> {
 }
 
 fn persist(dir: &Path, status: &ShimStatus) -> io::Result<()> {
-    let scratch = dir.join("shim.json.new");
-    fs::write(&scratch, serde_json::to_vec(status)?)?;
-    fs::rename(scratch, dir.join(STATE_FILE))
+    whole_file::replace(&dir.join(STATE_FILE), &serde_json::to_vec(status)?, 0o644)
 }
