@@ -32,6 +32,7 @@ use crate::{
     pods::{self, PodsConfig, PodsError},
     reconcile::network::{Network, NetworkError, NetworkOptions, Report},
     status::{self, NodeView},
+    telemetry::chain,
 };
 
 mod api;
@@ -149,6 +150,10 @@ async fn work(shared: &Arc<Shared>) -> Result<(), AgentError> {
         return Ok(());
     };
     let network = network?;
+    // Pods are told them, even if the first comparison fails.
+    shared
+        .view
+        .send_modify(|view| view.ips.clone_from(&network.place().ips));
     let datapath = network.datapath();
     let endpoints = Endpoints::start(
         EndpointsOptions {
@@ -282,16 +287,6 @@ fn say(shared: &Shared, reason: &'static str, message: &str) {
     }
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
-}
-
 /// Compares the node with what it should be: on every change, and now and then in case a change was not heard of.
 async fn reconcile(shared: Arc<Shared>, network: Network, endpoints: Endpoints, first: oneshot::Sender<()>) {
     let mut clusters = shared.cluster.subscribe();
@@ -364,7 +359,6 @@ fn publish(shared: &Shared, network: &Network, report: &Report) {
             }
         }
         let mut fresh = view.clone();
-        fresh.ips.clone_from(&network.place().ips);
         fresh.underlay.clone_from(&network.place().underlay.name);
         mode.encap.name().clone_into(&mut fresh.encap);
         mode.decap.name().clone_into(&mut fresh.decap);

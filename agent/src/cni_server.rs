@@ -26,6 +26,7 @@ use weft_cni::{
 use crate::{
     datapath::netns::NetnsError,
     endpoint::{AddRequest, Attached, AttachmentKey, EndpointError, Endpoints, PodRef},
+    telemetry::chain,
 };
 
 /// How many requests are read at once; more wait in the socket's backlog. Each holds one small frame.
@@ -64,8 +65,8 @@ pub fn listen(path: &Path) -> Result<UnixListener, CniServerError> {
 /// The lock comes back with the caller, to be held until the socket takes requests: a plugin that finds no agent asks once
 /// more under the lock before it queues.
 pub async fn drain(queue_dir: &Path, endpoints: &Endpoints) -> Result<LockedQueue, CniServerError> {
-    /// A plugin holds the lock for the writing of one file.
-    const PATIENCE: Duration = Duration::from_secs(2);
+    /// A plugin holds the lock for the writing of one file; hundreds may come in a burst, and they take no turns.
+    const PATIENCE: Duration = Duration::from_secs(30);
     let queue = DeletionQueue::new(queue_dir);
     let locked = tokio::task::spawn_blocking(move || queue.lock(Instant::now() + PATIENCE))
         .await
@@ -372,14 +373,4 @@ fn cni_error(error: &EndpointError) -> CniError {
         error = source;
     }
     CniError::new(code, text).with_details(details.join(": "))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

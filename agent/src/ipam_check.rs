@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use crate::{
-    endpoint::{AttachmentKey, CheckpointError, checkpoint::Checkpoints, checkpoints_dir, ledger_path},
+    endpoint::{AttachmentKey, CheckpointError, checkpoint, checkpoints_dir, ledger_path},
     ipam::ledger::{self, LedgerError},
     machine,
     node_sync::{memory_path, remembered},
@@ -65,8 +65,8 @@ pub fn run(args: IpamArgs) -> Result<String, IpamCheckError> {
         return Err(IpamCheckError::NoLedger(state_dir));
     }
     let leased = ledger::inspect(&ledger, &boot_id)?.held;
-    let written: BTreeMap<IpAddr, AttachmentKey> = Checkpoints::open(&checkpoints_dir(&state_dir))?
-        .load()?
+    let (checkpoints, _) = checkpoint::inspect(&checkpoints_dir(&state_dir))?;
+    let written: BTreeMap<IpAddr, AttachmentKey> = checkpoints
         .into_iter()
         .filter(|checkpoint| checkpoint.boot_id == boot_id)
         .flat_map(|checkpoint| {

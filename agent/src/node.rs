@@ -18,16 +18,18 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::{
     sync::{Notify, watch},
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::machine;
+use crate::{machine, telemetry::chain};
 
 /// The namespace of nodes' heartbeats.
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 /// A heartbeat is good for so many intervals: three may be lost.
 const LEASE_INTERVALS: u32 = 4;
+/// How long a heartbeat may take at least, on a busy machine.
+const LEAST_PATIENCE: Duration = Duration::from_secs(5);
 /// The whole status is written at least after so many heartbeats.
 const STATUS_EVERY: u32 = 30;
 
@@ -129,9 +131,15 @@ impl Registration {
             };
             beats = beats.wrapping_add(1);
             let current = condition.borrow_and_update().clone();
-            let outcome = self.beat(&current, !registered, write_status).await;
-            if let Err(error) = outcome {
-                let error = &error as &dyn std::error::Error;
+            // A connection whose other end is gone says so after minutes: the next beat goes out on another one.
+            let patience = self.interval.max(LEAST_PATIENCE);
+            let beat = timeout(patience, self.beat(&current, !registered, write_status)).await;
+            let error = match beat {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(chain(&error)),
+                Err(_) => Some(format!("no answer within {patience:?}")),
+            };
+            if let Some(error) = error {
                 tracing::warn!(
                     node = self.facts.name,
                     error,

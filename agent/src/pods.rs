@@ -28,7 +28,7 @@ use self::{
     events::Events,
     worker::{Context, Desired, Worker},
 };
-use crate::{endpoint::Endpoints, image::Store, shim};
+use crate::{endpoint::Endpoints, image::Store, shim, telemetry::chain};
 
 pub mod config;
 pub mod environment;
@@ -115,7 +115,7 @@ pub async fn run(
         };
         match event {
             Some(Ok(event)) => registry.apply(event)?,
-            Some(Err(error)) => tracing::warn!(error = %sandbox::chain(&error), "watching the node's pods"),
+            Some(Err(error)) => tracing::warn!(error = %chain(&error), "watching the node's pods"),
             None => break,
         }
     }
@@ -238,7 +238,7 @@ impl Registry {
         let pod: Pod = match pod.read() {
             Ok(pod) => pod,
             Err(error) => {
-                tracing::error!(error = %sandbox::chain(&error), "the pod is left as it is");
+                tracing::error!(error = %chain(&error), "the pod is left as it is");
                 return;
             }
         };
@@ -282,7 +282,7 @@ impl Registry {
         }
         let gone = |uid: &str| !listed.contains(uid) && !self.pods.contains_key(uid);
         if let Err(error) = sandbox::remove_logs(&self.context.config, gone) {
-            tracing::warn!(error = %sandbox::chain(&error), "taking away the logs of pods that are gone");
+            tracing::warn!(error = %chain(&error), "taking away the logs of pods that are gone");
         }
         Ok(())
     }

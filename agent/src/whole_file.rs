@@ -4,7 +4,7 @@ use std::{
     fs::{self, OpenOptions, Permissions},
     io::{self, Write as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 /// Puts a new file in the place of one that may be there. Whoever has the old one open, or mounted, keeps it as it was.
@@ -16,17 +16,24 @@ use std::{
 pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
-    let beside = PathBuf::from(beside);
+    replace_by(Path::new(&beside), path, content, mode)
+}
+
+/// [`replace`], by the file `beside`, which must be on the same file system.
+///
+/// # Errors
+/// As of [`replace`].
+pub fn replace_by(beside: &Path, path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(mode)
-        .open(&beside)?;
+        .open(beside)?;
     // The umask took its part of the mode; a file that a crash left has another one.
     file.set_permissions(Permissions::from_mode(mode))?;
     file.write_all(content)?;
-    fs::rename(&beside, path)
+    fs::rename(beside, path)
 }
 
 /// [`replace`], unless the file holds this already. Whether it did not.

@@ -202,13 +202,22 @@ fn pods_outlive_the_agent_and_are_taken_over_by_the_next() -> Result<()> {
 #[test]
 fn a_pod_whose_shim_dies_starts_over_and_an_uninstall_leaves_none() -> Result<()> {
     let mut cluster = start("shim")?;
+    let mount = json!([{"name": "data", "mountPath": "/data"}]);
     let mut main = shell(
         "main",
-        "trap 'exit 0' TERM; while :; do sleep 0.1; done",
-        &json!([]),
+        "echo main >> /data/log; cat /data/log; trap 'exit 0' TERM; while :; do sleep 0.1; done",
+        &mount,
     );
     main["resources"] = json!({"limits": {"memory": "64Mi"}});
-    apply_pod(&cluster, "pod", json!({"containers": [main]}))?;
+    apply_pod(
+        &cluster,
+        "pod",
+        json!({
+            "volumes": [{"name": "data", "emptyDir": {}}],
+            "initContainers": [shell("init", "echo init >> /data/log", &mount)],
+            "containers": [main],
+        }),
+    )?;
     let is_ready = |pod: &Value| condition(pod, "Ready") == "True";
     let pod = wait_for_pod(&cluster, "pod", "to be ready", is_ready)?;
     let uid = pod["metadata"]["uid"].as_str().context("a UID")?;
@@ -228,6 +237,11 @@ fn a_pod_whose_shim_dies_starts_over_and_an_uninstall_leaves_none() -> Result<()
         137
     );
     assert_eq!(memory_limits(&cluster, uid, "main.0"), Vec::<u64>::new());
+    // The pod is the same one, so it finds what it wrote; its place is a new one, so it is initialized again.
+    assert_eq!(pod["status"]["initContainerStatuses"][0]["restartCount"], 1);
+    let lines = log(&cluster, &pod, "main", 1)?;
+    let words: Vec<_> = lines.lines().filter_map(|line| line.rsplit(' ').next()).collect();
+    assert_eq!(words, ["init", "main", "init", "main"]);
 
     let node = &mut cluster.nodes[0];
     node.kill_agent()?;
@@ -265,6 +279,64 @@ fn a_pod_whose_shim_dies_starts_over_and_an_uninstall_leaves_none() -> Result<()
         "{processes}"
     );
     Ok(())
+}
+
+#[test]
+fn an_agent_that_dies_while_it_starts_a_pod_leaves_the_rest_to_the_next() -> Result<()> {
+    let mut cluster = start("cut")?;
+    let forever = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
+    for moment in (0..200).step_by(20) {
+        let name = format!("cut-{moment}");
+        apply_pod(
+            &cluster,
+            &name,
+            json!({
+                "terminationGracePeriodSeconds": 1,
+                "initContainers": [shell("init", "exit 0", &json!([]))],
+                "containers": [shell("a", forever, &json!([])), shell("b", forever, &json!([]))],
+            }),
+        )?;
+        // Whatever the agent is at then: the pod's place, its init container, or one of the others.
+        std::thread::sleep(Duration::from_millis(moment));
+        cluster.nodes[0].kill_agent()?;
+        cluster.nodes[0].start_agent()?;
+        wait_for_pod(&cluster, &name, "to be ready", |pod| {
+            condition(pod, "Ready") == "True"
+        })?;
+        cluster.client.delete("Pod", "default", &name)?;
+    }
+    delete_and_see_nothing_left(&cluster, &[])
+}
+
+#[test]
+fn a_readiness_gate_is_opened_and_closed_by_somebody_else() -> Result<()> {
+    use k8s_openapi::api::core::v1::Pod;
+    use kube::api::{Api, Patch, PatchParams};
+
+    const GATE: &str = "example.com/open";
+    let cluster = start("gate")?;
+    let forever = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
+    apply_pod(
+        &cluster,
+        "gated",
+        json!({"readinessGates": [{"conditionType": GATE}], "containers": [shell("main", forever, &json!([]))]}),
+    )?;
+    wait_for_pod(&cluster, "gated", "to be held back", |pod| {
+        condition(pod, "ContainersReady") == "True" && condition(pod, "Ready") == "False"
+    })?;
+    for open in ["True", "False", "True"] {
+        cluster.client.call(move |client| async move {
+            let api: Api<Pod> = Api::namespaced(client, "default");
+            let patch = json!({"status": {"conditions": [{"type": GATE, "status": open}]}});
+            api.patch_status("gated", &PatchParams::default(), &Patch::Strategic(patch))
+                .await?;
+            Ok(())
+        })?;
+        wait_for_pod(&cluster, "gated", "to follow its gate", |pod| {
+            condition(pod, "Ready") == open && condition(pod, GATE) == open
+        })?;
+    }
+    delete_and_see_nothing_left(&cluster, &["gated"])
 }
 
 #[test]
@@ -322,18 +394,22 @@ fn what_cannot_be_had_is_said_and_looked_for_again() -> Result<()> {
     wait_for_pod(&cluster, "never", "to be ready", |pod| {
         condition(pod, "Ready") == "True"
     })?;
-    let events = cluster.client.list("Event", "default", "")?;
-    for (name, reason) in [
-        ("never", "Failed"),
-        ("never", "Started"),
-        ("volume", "Failed"),
-        ("program", "Failed"),
-    ] {
-        let told = events
-            .iter()
-            .any(|e| e["involvedObject"]["name"] == name && e["reason"] == reason);
-        assert!(told, "no event {reason} of {name}");
-    }
+    // They are posted from a queue of their own, after the status.
+    wait_until("the events", PATIENCE, || {
+        let events = cluster.client.list("Event", "default", "")?;
+        for (name, reason) in [
+            ("never", "Failed"),
+            ("never", "Started"),
+            ("volume", "Failed"),
+            ("program", "Failed"),
+        ] {
+            let told = events
+                .iter()
+                .any(|e| e["involvedObject"]["name"] == name && e["reason"] == reason);
+            ensure!(told, "no event {reason} of {name}");
+        }
+        Ok(())
+    })?;
     for name in ["never", "volume", "program"] {
         force_delete(&cluster, name)?;
     }
@@ -343,19 +419,27 @@ fn what_cannot_be_had_is_said_and_looked_for_again() -> Result<()> {
 #[test]
 fn probes_decide_who_is_ready_and_who_is_restarted() -> Result<()> {
     let cluster = start("probes")?;
+    // The file that makes it ready comes from here, once it has been seen without.
+    let word = cluster.nodes[0].machine().dir().join("word");
+    fs::create_dir(&word)?;
     let mut main = shell(
         "main",
-        "sleep 2; touch /tmp/ready; trap 'exit 0' TERM; while :; do sleep 0.1; done",
-        &json!([]),
+        "trap 'exit 0' TERM; while :; do sleep 0.1; done",
+        &json!([{"name": "word", "mountPath": "/word"}]),
     );
-    main["readinessProbe"] = json!({"exec": {"command": ["/bin/cat", "/tmp/ready"]}, "periodSeconds": 1});
+    main["readinessProbe"] = json!({"exec": {"command": ["/bin/cat", "/word/ready"]}, "periodSeconds": 1});
     let mut sick = shell(
         "sick",
         "trap 'exit 0' TERM; while :; do sleep 0.1; done",
         &json!([]),
     );
     sick["livenessProbe"] = json!({"tcpSocket": {"port": 9}, "periodSeconds": 1, "failureThreshold": 2});
-    apply_pod(&cluster, "probed", json!({"containers": [main, sick]}))?;
+    let volumes = json!([{"name": "word", "hostPath": {"path": word}}]);
+    apply_pod(
+        &cluster,
+        "probed",
+        json!({"volumes": volumes, "containers": [main, sick]}),
+    )?;
 
     let pod = wait_for_pod(&cluster, "probed", "to run", |pod| {
         container(pod, "main").is_ok_and(|c| c["state"]["running"].is_object())
@@ -365,6 +449,7 @@ fn probes_decide_who_is_ready_and_who_is_restarted() -> Result<()> {
         false,
         "ready before it said so"
     );
+    fs::write(word.join("ready"), "")?;
     wait_for_pod(&cluster, "probed", "to be ready", |pod| {
         container(pod, "main").is_ok_and(|c| c["ready"] == true)
     })?;
@@ -416,9 +501,9 @@ fn what_a_pod_writes_into_its_claim_outlives_it() -> Result<()> {
         endpoints["subsets"][0]["ports"][0]["port"]
     );
     let script = "cat /data/log 2>/dev/null; echo \"written by $(cat /data/count 2>/dev/null || echo first)\" >> /data/log; \
-                  echo second > /data/count; touch /data/ready; trap 'exit 0' TERM; while :; do sleep 0.1; done";
+                  echo second > /data/count; touch /tmp/ready; trap 'exit 0' TERM; while :; do sleep 0.1; done";
     let mut main = shell("main", script, &json!([{"name": "data", "mountPath": "/data"}]));
-    main["readinessProbe"] = json!({"exec": {"command": ["/bin/cat", "/data/ready"]}, "periodSeconds": 1});
+    main["readinessProbe"] = json!({"exec": {"command": ["/bin/cat", "/tmp/ready"]}, "periodSeconds": 1});
     cluster.client.apply(json!({
         "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "db", "namespace": "default"},
         "spec": {

@@ -20,6 +20,7 @@ use super::{
         trial::{self, Action, Hook, Outcome, Trial},
     },
 };
+use crate::telemetry::chain;
 
 /// What the kernel can do, and why that was concluded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,16 +69,6 @@ fn conclude(encap: Finding, decap: Finding) -> SelfTest {
         decap: mode(&decap),
         reason,
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(e) = cause {
-        text = format!("{text}: {e}");
-        cause = e.source();
-    }
-    text
 }
 
 /// Made packets are on the loopback device, which every namespace has under this number.

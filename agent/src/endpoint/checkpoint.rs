@@ -89,17 +89,9 @@ impl Checkpoints {
 
     /// All checkpoints, of whatever boot. A file that holds none is removed: it was never complete.
     pub fn load(&self) -> Result<Vec<Checkpoint>, CheckpointError> {
-        let mut checkpoints = Vec::new();
-        let entries = fs::read_dir(&self.dir).map_err(failed(&self.dir, "read"))?;
-        for entry in entries {
-            let path = entry.map_err(failed(&self.dir, "read"))?.path();
-            let text = fs::read(&path).map_err(failed(&path, "read"))?;
-            match serde_json::from_slice(&text) {
-                Ok(checkpoint) if path.extension().is_some_and(|extension| extension == "json") => {
-                    checkpoints.push(checkpoint);
-                }
-                _ => fs::remove_file(&path).map_err(failed(&path, "removed"))?,
-            }
+        let (checkpoints, others) = inspect(&self.dir)?;
+        for path in others {
+            fs::remove_file(&path).map_err(failed(&path, "removed"))?;
         }
         Ok(checkpoints)
     }
@@ -107,6 +99,26 @@ impl Checkpoints {
     fn path(&self, key: &AttachmentKey) -> PathBuf {
         self.dir.join(format!("{}.json", digest(key)))
     }
+}
+
+/// All checkpoints in the directory of an agent that may run, and the files that hold none.
+pub fn inspect(dir: &Path) -> Result<(Vec<Checkpoint>, Vec<PathBuf>), CheckpointError> {
+    let (mut checkpoints, mut others) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(dir).map_err(failed(dir, "read"))? {
+        let path = entry.map_err(failed(dir, "read"))?.path();
+        let text = match fs::read(&path) {
+            // Its attachment was deleted in this moment.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            text => text.map_err(failed(&path, "read"))?,
+        };
+        match serde_json::from_slice(&text) {
+            Ok(checkpoint) if path.extension().is_some_and(|extension| extension == "json") => {
+                checkpoints.push(checkpoint);
+            }
+            _ => others.push(path),
+        }
+    }
+    Ok((checkpoints, others))
 }
 
 fn failed(path: &Path, verb: &'static str) -> impl FnOnce(io::Error) -> CheckpointError + use<> {

@@ -14,13 +14,17 @@ use k8s_openapi::api::{
 };
 use kube::{Api, Client, api::PostParams};
 use rand::RngExt as _;
-use tokio::{task::JoinHandle, time::sleep};
+use tokio::{
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 
 use super::{
     environment::{Addresses, Sources, field_value},
-    sandbox::chain,
     volumes::{self, Content, VolumeError},
+    worker::API_DEADLINE,
 };
+use crate::telemetry::chain;
 
 /// How long a token lives whose source does not say.
 const DEFAULT_SECONDS: i64 = 3600;
@@ -86,12 +90,11 @@ pub fn tokens(pod: &Pod) -> Vec<TokenSource> {
         .collect()
 }
 
-/// A token as it was fetched before, if it need not be fetched anew.
-pub(super) fn kept(dir: &Path, source: &TokenSource) -> Option<String> {
+/// Whether a token was fetched before and need not be fetched anew.
+pub(super) fn is_kept(dir: &Path, source: &TokenSource) -> bool {
     source
         .left(dir, SystemTime::now())
-        .filter(|left| !left.is_zero())?;
-    fs::read_to_string(source.file(dir)).ok()
+        .is_some_and(|left| !left.is_zero())
 }
 
 /// Asks for a token that is bound to the pod.
@@ -154,12 +157,8 @@ pub(super) fn write(
             write_fields(own, pod, volume, downward.items.iter().flatten(), mode)?;
         } else if let Some(token) = &source.service_account_token {
             let key = (volume.to_owned(), token.path.clone());
-            // A file's time says how old its token is: one that is there already stays as it is.
-            let fresh = sources
-                .tokens
-                .get(&key)
-                .filter(|text| fs::read(own.join(&token.path)).ok().as_deref() != Some(text.as_bytes()));
-            if let Some(text) = fresh {
+            // A file's time says how old its token is: one that is kept stays as it is.
+            if let Some(text) = sources.tokens.get(&key) {
                 volumes::file(volume, own, &token.path, text.as_bytes(), mode)?;
             }
         } else {
@@ -249,7 +248,10 @@ async fn keep(client: Client, dir: PathBuf, pod: Arc<Pod>, tokens: Vec<TokenSour
 }
 
 async fn renew(client: &Client, dir: &Path, pod: &Pod, source: &TokenSource) -> Result<(), String> {
-    let token = fetch(client, pod, source).await.map_err(|error| chain(&error))?;
+    let token = timeout(API_DEADLINE, fetch(client, pod, source))
+        .await
+        .map_err(|_| "the API did not answer".to_owned())?
+        .map_err(|error| chain(&error))?;
     let own = volumes::directory_of(dir, &source.volume);
     let projected = pod
         .spec
@@ -317,6 +319,7 @@ mod tests {
             .open(dir.path().join("token"))
             .unwrap();
         file.set_modified(old).unwrap();
+        sources.tokens.clear();
         write(dir.path(), &pod, "v", &projected, &sources).unwrap();
         assert_eq!(made("token"), old);
         sources.config_maps.clear();
@@ -329,11 +332,11 @@ mod tests {
         let [token, other] = <[_; 2]>::try_from(tokens(&pod())).unwrap();
         assert_eq!((token.seconds, other.seconds), (1000, DEFAULT_SECONDS));
         assert_eq!(other.audience.as_deref(), Some("vault"));
-        assert_eq!(kept(dir.path(), &token), None);
+        assert!(!is_kept(dir.path(), &token));
         let file = token.file(dir.path());
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         fs::write(&file, "t").unwrap();
-        assert_eq!(kept(dir.path(), &token).as_deref(), Some("t"));
+        assert!(is_kept(dir.path(), &token));
         let made = fs::metadata(&file).unwrap().modified().unwrap();
         let left = |seconds| {
             token

@@ -13,10 +13,11 @@ use k8s_openapi::api::core::v1::Pod;
 use netns_rs::{Env, NetNs};
 use serde::{Deserialize, Serialize};
 
-use super::PodsConfig;
+use super::{PodsConfig, volumes};
 use crate::{
     endpoint::{AddRequest, AttachmentKey, EndpointError, Endpoints, PodRef},
-    shim::{self, CallError, ShimClient},
+    shim::{self, CallError, ShimClient, protocol::ShimStatus},
+    telemetry::chain,
     whole_file,
 };
 
@@ -152,7 +153,7 @@ impl Sandbox {
         match Self::build(config, endpoints, &mut record, &dir, node_ips).await {
             Ok(shim) => Ok(Self { record, dir, shim }),
             Err(error) => {
-                if let Err(undo) = remove(config, endpoints, &record, &dir).await {
+                if let Err(undo) = remove(config, endpoints, &record, &dir, Leave::Volumes).await {
                     tracing::warn!(error = %chain(&undo), pod = %record.name, "undoing a pod's sandbox");
                 }
                 Err(error)
@@ -192,16 +193,17 @@ impl Sandbox {
         Ok(shim)
     }
 
-    /// Takes a pod's place over from an earlier agent, if it is whole and its shim lives.
-    pub async fn adopt(dir: &Path) -> Option<Self> {
+    /// Takes a pod's place over from an earlier agent, if it is whole and its shim lives, which says what it has.
+    pub async fn adopt(dir: &Path) -> Option<(Self, ShimStatus)> {
         let record = read_record(dir).filter(|record| record.complete)?;
         let shim = ShimClient::new(dir);
-        shim.status().await.ok()?;
-        Some(Self {
+        let status = shim.status().await.ok()?;
+        let sandbox = Self {
             record,
             dir: dir.to_owned(),
             shim,
-        })
+        };
+        Some((sandbox, status))
     }
 }
 
@@ -225,12 +227,23 @@ pub(super) fn remove_logs(config: &PodsConfig, gone: impl Fn(&str) -> bool) -> R
     Ok(())
 }
 
-/// Takes everything of a pod away but its logs; what is gone already is a success. Running containers are killed.
+/// What of a pod's directory outlives its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// Its volumes: the pod goes on in another place, and finds in them what it wrote.
+    Volumes,
+    /// Nothing.
+    Nothing,
+}
+
+/// Takes everything of a pod away but its logs and what is to be left; what is gone already is a success. Running containers
+/// are killed.
 pub async fn remove(
     config: &PodsConfig,
     endpoints: &Endpoints,
     record: &SandboxRecord,
     dir: &Path,
+    leave: Leave,
 ) -> Result<(), SandboxError> {
     // Traffic ends first, as DEL does it.
     let attachment = if record.host_network {
@@ -246,7 +259,7 @@ pub async fn remove(
         Err(error) => tracing::warn!(%error, pod = %record.name, "the pod's shim did not clean up"),
     }
     let (config, record, dir) = (config.clone(), record.clone(), dir.to_owned());
-    tokio::task::spawn_blocking(move || remove_rest(&config, &record, &dir))
+    tokio::task::spawn_blocking(move || remove_rest(&config, &record, &dir, leave))
         .await
         .map_err(|_| SandboxError::Stopping)??;
     Ok(attachment?)
@@ -255,23 +268,32 @@ pub async fn remove(
 /// Takes everything of a pod away but its attachment and its logs. The shim must have been told.
 pub(super) fn remove_without_network(config: &PodsConfig, dir: &Path) -> Result<(), SandboxError> {
     match read_record(dir) {
-        Some(record) => remove_rest(config, &record, dir),
+        Some(record) => remove_rest(config, &record, dir, Leave::Nothing),
         None => remove_tree(dir),
     }
 }
 
 /// The part that needs nobody's help: cgroup, netns, files.
-fn remove_rest(config: &PodsConfig, record: &SandboxRecord, dir: &Path) -> Result<(), SandboxError> {
+fn remove_rest(
+    config: &PodsConfig,
+    record: &SandboxRecord,
+    dir: &Path,
+    leave: Leave,
+) -> Result<(), SandboxError> {
     shim::end_leftover(dir);
     shim::remove_cgroup(&record.cgroup).map_err(file("removing cgroup", Path::new(&record.cgroup)))?;
     remove_netns(config, &record.uid)?;
-    // The record goes last, with the directory: until then this can be done again.
+    // The record goes last: until then this can be done again.
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_name() != RECORD_FILE {
+        let name = entry.file_name();
+        if name != RECORD_FILE && (name != volumes::DIR || leave == Leave::Nothing) {
             remove_tree(&entry.path())?;
         }
     }
-    remove_tree(dir)
+    match leave {
+        Leave::Volumes => remove_tree(&dir.join(RECORD_FILE)),
+        Leave::Nothing => remove_tree(dir),
+    }
 }
 
 async fn make_netns(config: &PodsConfig, uid: &str) -> Result<PathBuf, SandboxError> {
@@ -331,16 +353,4 @@ fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Sandb
         path,
         source,
     }
-}
-
-/// An error with its causes.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

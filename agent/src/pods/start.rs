@@ -9,7 +9,7 @@ use super::{
     environment::{Addresses, EnvironmentError, command_line, environment},
     events::Kind,
     files, oci, probes,
-    sandbox::{Sandbox, chain, log_dir},
+    sandbox::{Sandbox, log_dir},
     state::{Ended, Obstacle, Record, Stage},
     users::{self, Databases, UserError},
     volumes::{self, VolumeError},
@@ -18,6 +18,7 @@ use super::{
 use crate::{
     image::{Image, ImageError, Reference},
     shim::protocol::{CreateContainer, Rootfs},
+    telemetry::chain,
 };
 
 /// How long to wait before a container whose configuration is wrong is looked at again: what it refers to may appear.
@@ -105,6 +106,11 @@ impl Worker {
         }
         .await;
         drop(turn);
+        let started = match started {
+            // What the shim left behind says how far it came.
+            Err(error) if error.is_gone() => return Err(error.into()),
+            started => started,
+        };
         let record = Record {
             attempt,
             streak,
@@ -118,6 +124,7 @@ impl Worker {
             ready: container.readiness_probe.is_none() && container.startup_probe.is_none(),
             started: container.startup_probe.is_none(),
             obstacle: None,
+            displaced: false,
         };
         let record = self.records.entry(container.name.clone()).insert_entry(record);
         match started {
@@ -136,11 +143,7 @@ impl Worker {
                         );
                     }
                 }
-                let status = sandbox.shim.status().await?;
-                self.observe(&status);
-                Ok(())
             }
-            Err(error) if error.is_gone() => Err(error.into()),
             Err(error) => {
                 let message = chain(&error);
                 // It may have been made without being started.
@@ -160,9 +163,12 @@ impl Worker {
                 self.context
                     .events
                     .tell(pod, Some(&container.name), Kind::Warning, "Failed", text);
-                Ok(())
             }
         }
+        // News that is on its way may be of before this.
+        let status = sandbox.shim.status().await?;
+        self.observe(&status);
+        Ok(())
     }
 
     fn tell(&self, pod: &Pod, container: &Container, kind: Kind, reason: &str, what: &str) {

@@ -129,6 +129,8 @@ pub struct Record {
     pub ready: bool,
     /// What its startup probe says; without one, that it runs.
     pub started: bool,
+    /// Whether the current attempt ran in a place of the pod that is gone. In the present one, nothing of it has begun.
+    pub displaced: bool,
 }
 
 /// A pod's containers by name.
@@ -154,13 +156,46 @@ pub enum Finished {
     Failed,
 }
 
+/// Whether any main container was started in the pod's present place: then its init containers have had their turn.
+pub fn main_started(plan: &Plan, records: &Records) -> bool {
+    let started = |record: &Record| record.stage != Stage::Never && !record.displaced;
+    plan.main
+        .iter()
+        .any(|name| records.get(name).is_some_and(started))
+}
+
+/// Notes that all of these attempts ran in a place of the pod that is gone. In the next one, init containers that had
+/// succeeded run again, for what they did may be gone with it; unless the pod has run its course.
+pub fn displace(plan: &Plan, records: &mut Records, gone: impl Fn(&str) -> bool) {
+    let comes_back = |name: &String| match records.get(name).map(|record| &record.stage) {
+        Some(Stage::Ended(ended)) => restarts(plan.restart, ended),
+        Some(_) | None => true,
+    };
+    if !plan.main.iter().any(comes_back) {
+        return;
+    }
+    for (name, record) in records.iter_mut().filter(|(name, _)| gone(name)) {
+        record.displaced = true;
+        let init = plan.init.iter().any(|init| init.name == *name && !init.sidecar);
+        if let Stage::Ended(ended) = &record.stage
+            && init
+            && ended.exit_code == 0
+        {
+            record.last = Some(ended.clone());
+            record.stage = Stage::Never;
+            record.attempt += 1;
+            record.streak = 0;
+        }
+    }
+}
+
 /// Decides what is to be done for a pod that should run.
 pub fn decide(plan: &Plan, records: &Records, back_off: &BackOffConfig, now: Timestamp) -> Decision {
     let mut decision = Decision::default();
     let absent = Record::default();
     let record = |name: &str| records.get(name).unwrap_or(&absent);
     // Init containers are not run again once the main ones were started.
-    let main_started = plan.main.iter().any(|name| record(name).stage != Stage::Never);
+    let main_started = main_started(plan, records);
     for init in &plan.init {
         let record = record(&init.name);
         match &record.stage {

@@ -13,7 +13,7 @@ use k8s_openapi::{
 
 use super::{
     BackOffConfig, quantity,
-    state::{Ended, Finished, Plan, Record, Records, Stage, restart_at, restarts},
+    state::{Ended, Finished, Plan, Record, Records, Stage, main_started, restart_at, restarts},
 };
 
 /// What a status is made of, beside the pod itself.
@@ -37,7 +37,17 @@ pub struct Facts<'a> {
     pub now: Timestamp,
 }
 
-/// Computes the status; times of unchanged conditions, and conditions that others set, are kept from the pod's present one.
+/// The conditions that the node speaks of. Others are of the control plane and of whoever opens readiness gates.
+pub const CONDITIONS: [&str; 5] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+];
+
+/// Computes the status; times of unchanged conditions are kept from the pod's present one. Conditions that others set are not
+/// in it.
 pub fn compute(pod: &Pod, facts: &Facts<'_>) -> PodStatus {
     let empty = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&empty);
@@ -63,7 +73,7 @@ pub fn compute(pod: &Pod, facts: &Facts<'_>) -> PodStatus {
                 .get(&init.name)
                 .is_some_and(|record| record.ready && matches!(record.stage, Stage::Running(_)))
         });
-    let phase = phase(&plan, facts, initialized);
+    let phase = phase(&plan, facts);
     PodStatus {
         phase: Some(phase.to_owned()),
         conditions: Some(conditions(pod, facts, phase, initialized, all_ready, &old)),
@@ -129,11 +139,7 @@ pub fn qos_class(spec: &PodSpec) -> &'static str {
 }
 
 fn initialized(plan: &Plan, records: &Records) -> bool {
-    let main_started = plan
-        .main
-        .iter()
-        .any(|name| records.get(name).is_some_and(|r| r.stage != Stage::Never));
-    main_started
+    main_started(plan, records)
         || plan.init.iter().all(|init| {
             records.get(&init.name).is_some_and(|record| match &record.stage {
                 Stage::Ended(ended) => !init.sidecar && ended.exit_code == 0,
@@ -143,7 +149,7 @@ fn initialized(plan: &Plan, records: &Records) -> bool {
         })
 }
 
-fn phase(plan: &Plan, facts: &Facts<'_>, initialized: bool) -> &'static str {
+fn phase(plan: &Plan, facts: &Facts<'_>) -> &'static str {
     match facts.finished {
         Some(Finished::Succeeded) => return "Succeeded",
         Some(Finished::Failed) => return "Failed",
@@ -154,7 +160,7 @@ fn phase(plan: &Plan, facts: &Facts<'_>, initialized: bool) -> &'static str {
             record.attempt > 0 || matches!(record.stage, Stage::Running(_) | Stage::Ended(_))
         })
     };
-    if initialized && plan.main.iter().all(begun) {
+    if plan.main.iter().all(begun) {
         "Running"
     } else {
         "Pending"
@@ -305,16 +311,15 @@ fn conditions(
     } else {
         not_ready(ready)
     };
-    let ours = [
-        ("PodReadyToStartContainers", facts.sandboxed, None),
+    let said = [
+        (facts.sandboxed, None),
         (
-            "Initialized",
             initialized || completed,
             (!initialized && !completed).then_some("ContainersNotInitialized"),
         ),
-        ("Ready", ready, ready_reason),
-        ("ContainersReady", all_ready, not_ready(all_ready)),
-        ("PodScheduled", true, None),
+        (ready, ready_reason),
+        (all_ready, not_ready(all_ready)),
+        (true, None),
     ];
     let unready: Vec<&str> = pod
         .spec
@@ -328,9 +333,10 @@ fn conditions(
         })
         .map(|c| c.name.as_str())
         .collect();
-    let mut conditions: Vec<PodCondition> = ours
+    CONDITIONS
         .into_iter()
-        .map(|(type_, status, reason)| {
+        .zip(said)
+        .map(|(type_, (status, reason))| {
             let status = if status { "True" } else { "False" };
             let before = old
                 .conditions
@@ -350,14 +356,7 @@ fn conditions(
                 ..PodCondition::default()
             }
         })
-        .collect();
-    let others = old
-        .conditions
-        .iter()
-        .flatten()
-        .filter(|c| !ours.iter().any(|(type_, ..)| *type_ == c.type_));
-    conditions.extend(others.cloned());
-    conditions
+        .collect()
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::{
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Component, Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use k8s_openapi::api::core::v1::{Container, KeyToPath, Pod, Volume};
@@ -20,13 +21,19 @@ pub use self::{
     references::{Referred, referred_by_variables, referred_by_volumes},
 };
 use super::{environment::Sources, oci::Bind, projected};
+use crate::whole_file;
 
+/// The directory of a pod's volumes, in the pod's.
+pub(super) const DIR: &str = "volumes";
 /// The mode of files whose volume does not say.
 const DEFAULT_FILE_MODE: i32 = 0o644;
 
+/// How many scratch files there were.
+static SCRATCH_FILES: AtomicU64 = AtomicU64::new(0);
+
 /// Where a volume of a pod is, under the pod's directory.
 pub(super) fn directory_of(dir: &Path, volume: &str) -> PathBuf {
-    dir.join("volumes").join(volume)
+    dir.join(DIR).join(volume)
 }
 
 /// Makes the volumes that a container mounts, and says where it finds them.
@@ -103,7 +110,7 @@ fn source(dir: &Path, pod: &Pod, volume: &Volume, sources: &Sources) -> Result<(
         return Ok((path, false));
     }
     // Volumes' names do not begin with a dot.
-    let complete = dir.join("volumes").join(format!(".{name}"));
+    let complete = dir.join(DIR).join(format!(".{name}"));
     // What an earlier container was given is better than nothing while the API cannot be asked.
     if sources.unreachable && complete.exists() {
         return Ok((own, true));
@@ -244,13 +251,12 @@ pub(super) fn file(
     if let Some(parent) = path.parent() {
         directory(volume, parent, 0o755)?;
     }
-    let scratch = root.join(".new");
+    // Beside the volume: in it, it could be one of its keys. Volumes' names have no dots. Two tasks may write at once.
+    let number = SCRATCH_FILES.fetch_add(1, Ordering::Relaxed);
+    let scratch = root.with_extension(format!("{number}.new"));
     let mode = mode.unwrap_or(DEFAULT_FILE_MODE);
-    let mode = fs::Permissions::from_mode(u32::try_from(mode).unwrap_or(0o644) & 0o777);
-    fs::write(&scratch, bytes)
-        .and_then(|()| fs::set_permissions(&scratch, mode))
-        .and_then(|()| fs::rename(&scratch, &path))
-        .map_err(|source| make_error(volume, &path, source))
+    let mode = u32::try_from(mode).unwrap_or(0o644) & 0o777;
+    whole_file::replace_by(&scratch, &path, bytes, mode).map_err(|source| make_error(volume, &path, source))
 }
 
 fn host_path(volume: &str, path: &Path, kind: &str) -> Result<(), VolumeError> {
@@ -314,7 +320,10 @@ mod tests {
             config_maps: BTreeMap::from([
                 (
                     "m".to_owned(),
-                    Some(BTreeMap::from([("k".to_owned(), b"v".to_vec())])),
+                    // A key may look like somebody's scratch file.
+                    Some(BTreeMap::from(
+                        [".new", "k"].map(|key| (key.to_owned(), b"v".to_vec())),
+                    )),
                 ),
                 ("gone".to_owned(), None),
             ]),
@@ -337,6 +346,23 @@ mod tests {
         let file = binds[0].source.join("a/b");
         assert_eq!(fs::read(&file).unwrap(), b"v");
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o400);
+    }
+
+    #[test]
+    fn every_key_is_a_file_and_nothing_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let binds = prepared(
+            dir.path(),
+            &serde_json::json!({"name": "v", "configMap": {"name": "m"}}),
+            &serde_json::json!({"name": "v", "mountPath": "/m"}),
+        )
+        .unwrap();
+        let mut names: Vec<_> = fs::read_dir(&binds[0].source)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, [".new", "k"]);
     }
 
     #[test]

@@ -22,20 +22,21 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     ending::{DEFAULT_GRACE_SECONDS, end_container},
-    observe::mark_lost,
+    observe::{mark_lost, recall},
 };
 use super::{
     PodsConfig,
     events::{Events, Kind},
     probes::{ProbeResult, Probers},
     projected::TokenKeeper,
-    sandbox::{self, Sandbox, SandboxError, chain},
-    state::{Decision, Finished, Plan, Record, Records, Stage, container_of, decide},
+    sandbox::{self, Leave, Sandbox, SandboxError},
+    state::{Decision, Finished, Plan, Record, Records, Stage, container_of, decide, displace},
 };
 use crate::{
     endpoint::Endpoints,
     image::Store,
     shim::{ShimClient, protocol::ShimStatus},
+    telemetry::chain,
 };
 
 /// The shortest and the longest wait after a step that failed for reasons outside the pod.
@@ -43,7 +44,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// How long one question to a shim waits for news. An answer without news only asks again.
 const SHIM_POLL: Duration = Duration::from_mins(1);
 /// How long the API may take.
-const API_DEADLINE: Duration = Duration::from_secs(15);
+pub(super) const API_DEADLINE: Duration = Duration::from_secs(15);
 
 /// What all workers share.
 pub(super) struct Context {
@@ -79,6 +80,8 @@ pub(super) struct Worker {
     /// Whether the pod ran its course.
     finished: Option<Finished>,
     shim_news: watch::Receiver<ShimNews>,
+    /// The revision of the shim's state that the records have: what is told later may be older.
+    observed: u64,
     shim_watcher: Option<JoinHandle<()>>,
     probe_results: mpsc::Receiver<ProbeResult>,
     tokens: Option<TokenKeeper>,
@@ -156,6 +159,7 @@ impl Worker {
             probers,
             finished: None,
             shim_news: watch::channel(ShimNews::None).1,
+            observed: 0,
             shim_watcher: None,
             probe_results,
             tokens: None,
@@ -210,7 +214,7 @@ impl Worker {
         self.stop_watching();
     }
 
-    /// Finds what an earlier agent left of the pod.
+    /// Finds what an earlier agent left of the pod: its shim knows best, and the API what the shim does not know (any more).
     async fn take_over(&mut self, desired: &Desired) {
         let statuses = match desired {
             Desired::Present(pod) => pod.status.clone().unwrap_or_default(),
@@ -221,38 +225,55 @@ impl Worker {
             Some("Failed") => Some(Finished::Failed),
             Some(_) | None => None,
         };
-        let Some(record) = sandbox::read_record(&self.dir) else {
-            return;
-        };
-        self.taken_up_at = record.created_at;
-        if let Some(sandbox) = Sandbox::adopt(&self.dir).await {
-            if let Ok(status) = sandbox.shim.status().await {
-                self.observe(&status);
-            }
+        let now = Timestamp::now();
+        let record = sandbox::read_record(&self.dir);
+        if let Some(record) = &record {
+            self.taken_up_at = record.created_at;
+        }
+        if let Some((sandbox, status)) = Sandbox::adopt(&self.dir).await {
+            self.observe(&status);
+            let recalled = recall(&mut self.records, &statuses, now);
+            self.displace(desired, |name| recalled.contains(name));
             self.restore_readiness(desired, &statuses);
+            let record = &sandbox.record;
             tracing::info!(pod = %record.name, namespace = %record.namespace, "pod taken over");
             self.adopt(sandbox);
             return;
         }
-        // The node was restarted, or the shim died: what ran has ended, nobody knows how.
+        if record.is_some() {
+            // The node was restarted, or the shim died.
+            self.observe_lost();
+        }
+        recall(&mut self.records, &statuses, now);
+        self.displace(desired, |_| true);
+    }
+
+    /// Notes that what these containers did was in a place of the pod that is gone, if it is to go on in another.
+    fn displace(&mut self, desired: &Desired, gone: impl Fn(&str) -> bool) {
+        if let Desired::Present(pod) = desired
+            && let Some(spec) = &pod.spec
+            && pod.metadata.deletion_timestamp.is_none()
+            && self.finished.is_none()
+        {
+            displace(&Plan::of(spec), &mut self.records, gone);
+        }
+    }
+
+    /// What ran has ended with the shim, nobody knows how.
+    fn observe_lost(&mut self) {
         let mut last = ShimClient::new(&self.dir).last_status();
         for container in last.containers.values_mut() {
             mark_lost(container);
         }
         self.observe(&last);
-        let Desired::Present(_) = desired else { return };
-        let context = &self.context;
-        if let Err(error) = sandbox::remove(&context.config, &context.endpoints, &record, &self.dir).await {
-            tracing::warn!(pod = %record.name, error = %chain(&error), "clearing what is left of a pod");
-        }
     }
 
     async fn step(&mut self, desired: &Desired) -> Result<Next, StepError> {
         let news = self.shim_news.borrow_and_update().clone();
         match news {
-            ShimNews::Status(status) => self.observe(&status),
-            ShimNews::Lost if self.sandbox.is_some() => self.shim_lost(desired).await?,
-            ShimNews::None | ShimNews::Lost => {}
+            ShimNews::Status(status) if status.revision > self.observed => self.observe(&status),
+            ShimNews::Lost if self.sandbox.is_some() => self.shim_lost(desired),
+            ShimNews::Status(_) | ShimNews::None | ShimNews::Lost => {}
         }
         match desired {
             Desired::Gone => {
@@ -272,21 +293,19 @@ impl Worker {
         }
         let spec = pod.spec.clone().unwrap_or_default();
         let plan = Plan::of(&spec);
-        if self.sandbox.is_none() {
+        if self.sandbox.is_none() && self.decide(&plan).finished.is_none() {
+            // Told before what the shim left behind is taken away: only it knows how its containers ended.
             self.report(pod).await?;
+            self.remove_place(Leave::Volumes).await?;
             self.make_sandbox(pod).await?;
         }
+        self.clear_cut_short().await?;
         loop {
             let Decision {
                 start,
                 wake,
                 finished,
-            } = decide(
-                &plan,
-                &self.records,
-                &self.context.config.back_off,
-                Timestamp::now(),
-            );
+            } = self.decide(&plan);
             if finished.is_some() {
                 self.finished = finished;
                 return self.finish(pod).await;
@@ -306,6 +325,29 @@ impl Worker {
                 }
             }
         }
+    }
+
+    fn decide(&self, plan: &Plan) -> Decision {
+        decide(
+            plan,
+            &self.records,
+            &self.context.config.back_off,
+            Timestamp::now(),
+        )
+    }
+
+    /// Takes away containers that were made and not started: the agent ended in between.
+    async fn clear_cut_short(&mut self) -> Result<(), StepError> {
+        let Some(sandbox) = &self.sandbox else {
+            return Ok(());
+        };
+        for record in self.records.values_mut() {
+            if record.stage == Stage::Created {
+                sandbox.shim.remove(&record.id).await?;
+                record.stage = Stage::Never;
+            }
+        }
+        Ok(())
     }
 
     /// Has the probers match the containers that run.
@@ -377,6 +419,7 @@ impl Worker {
             }
         }));
         self.shim_news = receiver;
+        self.observed = 0;
         self.sandbox = Some(sandbox);
     }
 
@@ -389,22 +432,25 @@ impl Worker {
     }
 
     /// The shim died: so have the mounts, and soon the containers. The pod starts over in a new place.
-    async fn shim_lost(&mut self, desired: &Desired) -> Result<(), StepError> {
+    fn shim_lost(&mut self, desired: &Desired) {
+        self.stop_watching();
+        self.sandbox = None;
+        self.observe_lost();
+        self.displace(desired, |_| true);
         if let Desired::Present(pod) = desired {
             let text = "the pod's shim ended; its containers are started again".to_owned();
             self.context
                 .events
                 .tell(pod, None, Kind::Warning, "SandboxChanged", text);
         }
-        let mut last = ShimClient::new(&self.dir).last_status();
-        for container in last.containers.values_mut() {
-            mark_lost(container);
-        }
-        self.observe(&last);
-        self.remove_sandbox().await
     }
 
+    /// Takes away all that the pod has on the node but its logs.
     async fn remove_sandbox(&mut self) -> Result<(), StepError> {
+        self.remove_place(Leave::Nothing).await
+    }
+
+    async fn remove_place(&mut self, leave: Leave) -> Result<(), StepError> {
         self.stop_watching();
         let record = match &self.sandbox {
             Some(sandbox) => Some(sandbox.record.clone()),
@@ -413,9 +459,10 @@ impl Worker {
         let context = &self.context;
         match record {
             Some(record) => {
-                sandbox::remove(&context.config, &context.endpoints, &record, &self.dir).await?;
+                sandbox::remove(&context.config, &context.endpoints, &record, &self.dir, leave).await?;
             }
-            // Nothing is made before the record is written.
+            // Nothing but volumes is there without the record.
+            None if leave == Leave::Volumes => {}
             None => sandbox::remove_without_network(&context.config, &self.dir)?,
         }
         self.sandbox = None;

@@ -221,3 +221,50 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn in_a_new_place_init_containers_run_again_before_the_others() {
+    let plan = plan(
+        RestartPolicy::Always,
+        &[("i", false), ("s", true), ("j", false)],
+        &["a", "b"],
+    );
+    let done = exited(0, 0, 1);
+    let killed = exited(137, 0, 1);
+    let mut records = records(&[
+        ("i", done.clone()),
+        ("s", killed.clone()),
+        ("j", done.clone()),
+        ("a", killed),
+        ("b", done.clone()),
+    ]);
+    let begins = |records: &Records| decide(&plan, records, &config(), at(2)).start;
+    assert_eq!(begins(&records), ["s", "a", "b"]);
+
+    displace(&plan, &mut records, |_| true);
+
+    for (name, after) in [("i", vec!["s"]), ("s", vec!["j"]), ("j", vec!["a", "b"])] {
+        assert_eq!(begins(&records), [name]);
+        let record = records.get_mut(name).unwrap();
+        assert_eq!(record.attempt, u32::from(name != "s"));
+        record.stage = if name == "s" { running() } else { done.clone() }.stage;
+        record.started = true;
+        assert_eq!(begins(&records), after);
+    }
+    // One that is started there counts as begun.
+    records.insert("a".to_owned(), running());
+    records.remove("i");
+    assert_eq!(begins(&records), ["b"]);
+}
+
+#[test]
+fn a_pod_that_has_run_its_course_does_not_begin_anew() {
+    let plan = plan(RestartPolicy::Never, &[("i", false)], &["a"]);
+    let mut records = records(&[("i", exited(0, 0, 1)), ("a", exited(137, 0, 1))]);
+    displace(&plan, &mut records, |_| true);
+    let decision = decide(&plan, &records, &config(), at(2));
+    assert_eq!(
+        (decision.finished, decision.start.len()),
+        (Some(Finished::Failed), 0)
+    );
+}

@@ -24,6 +24,7 @@ impl Worker {
     /// Ends the containers of a pod that is being deleted, and tells the API when all of it is gone.
     pub(super) async fn terminate(&mut self, pod: &Arc<Pod>) -> Result<Next, StepError> {
         self.probers.stop();
+        self.clear_cut_short().await?;
         let now = Timestamp::now();
         let grace = pod
             .metadata
@@ -40,7 +41,7 @@ impl Worker {
         let running: Vec<(String, String)> = self
             .records
             .iter()
-            .filter(|(_, record)| matches!(record.stage, Stage::Running(_) | Stage::Created))
+            .filter(|(_, record)| matches!(record.stage, Stage::Running(_)))
             .map(|(name, record)| (name.clone(), record.id.clone()))
             .collect();
         if let Some(sandbox) = self.sandbox.clone()

@@ -9,9 +9,9 @@ use crate::{
     pods::{
         environment::Sources,
         projected,
-        sandbox::chain,
         volumes::{self, Claimed},
     },
+    telemetry::chain,
 };
 
 impl Worker {
@@ -24,12 +24,13 @@ impl Worker {
             self.read(pod, volumes::referred_by_volumes(pod), &mut sources)
                 .await?;
             for token in projected::tokens(pod) {
-                let text = match projected::kept(&self.dir, &token) {
-                    Some(text) => text,
-                    None => in_time(projected::fetch(&self.context.client, pod, &token))
-                        .await?
-                        .map_err(StepError::Token)?,
-                };
+                // One that is there already is kept fresh by whoever fetched it.
+                if projected::is_kept(&self.dir, &token) {
+                    continue;
+                }
+                let text = in_time(projected::fetch(&self.context.client, pod, &token))
+                    .await?
+                    .map_err(StepError::Token)?;
                 sources.tokens.insert((token.volume, token.path), text);
             }
             let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
@@ -40,7 +41,7 @@ impl Worker {
             Ok::<(), StepError>(())
         };
         match volumes.await {
-            Err(error) if error.is_silence() && self.dir.join("volumes").is_dir() => {
+            Err(error) if error.is_silence() && self.dir.join(volumes::DIR).is_dir() => {
                 tracing::warn!(pod = %self.uid, error = %chain(&error), "volumes stay as they are");
                 sources.unreachable = true;
             }

@@ -8,23 +8,45 @@ use kube::{
     Api,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
 };
+use serde_json::{Value, json};
 
 use super::{StepError, Worker, in_time};
-use crate::pods::status::{self, Facts};
+use crate::pods::status::{self, CONDITIONS, Facts};
+
+/// A patch that leaves alone what others say in the status: conditions are merged by their types.
+fn strategic(uid: &str, status: &PodStatus) -> Value {
+    let mut patch = json!({ "metadata": { "uid": uid }, "status": status });
+    for list in ["podIPs", "hostIPs"] {
+        // Merged by address, former ones would stay.
+        if let Some(list) = patch["status"].get_mut(list).and_then(Value::as_array_mut) {
+            list.push(json!({ "$patch": "replace" }));
+        }
+    }
+    let conditions = patch["status"]
+        .get_mut("conditions")
+        .and_then(Value::as_array_mut);
+    for condition in conditions.into_iter().flatten() {
+        // Merged field by field, what was said before would stay.
+        if let Some(condition) = condition.as_object_mut() {
+            for field in ["reason", "message"] {
+                condition.entry(field).or_insert(Value::Null);
+            }
+        }
+    }
+    patch
+}
 
 impl Worker {
     /// Tells the API the pod's status, if it is not what was told last.
     pub(in crate::pods) async fn report(&mut self, pod: &Arc<Pod>) -> Result<(), StepError> {
         let mut base = Pod::clone(pod);
         if let Some(told) = &self.patched {
-            // The API's copy may be older than what was told; conditions of others are only there.
+            // The API's copy may be older than what was told; the conditions of others are only there.
             let status = base.status.get_or_insert_default();
-            let ours: Vec<_> = told.conditions.iter().flatten().cloned().collect();
-            let others = status.conditions.take().unwrap_or_default();
-            let others = others
-                .into_iter()
-                .filter(|c| !ours.iter().any(|o| o.type_ == c.type_));
-            status.conditions = Some(ours.iter().cloned().chain(others).collect());
+            let mut others = status.conditions.take().unwrap_or_default();
+            others.retain(|condition| !CONDITIONS.contains(&condition.type_.as_str()));
+            let ours = told.conditions.iter().flatten().cloned();
+            status.conditions = Some(ours.chain(others).collect());
             status.start_time.clone_from(&told.start_time);
         }
         let pod_ips = match &self.sandbox {
@@ -57,8 +79,8 @@ impl Worker {
             return Ok(());
         }
         let (api, name) = self.api(pod);
-        let patch = serde_json::json!({ "metadata": { "uid": self.uid }, "status": status });
-        match in_time(api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch))).await? {
+        let patch = strategic(&self.uid, &status);
+        match in_time(api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(&patch))).await? {
             Ok(_) => {
                 self.patched = Some(status);
                 Ok(())
@@ -104,5 +126,26 @@ impl Worker {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
         let name = pod.metadata.name.clone().unwrap_or_default();
         (Api::namespaced(self.context.client.clone(), namespace), name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_patch_says_all_that_the_node_says_and_no_more() {
+        let status = serde_json::from_value(json!({
+            "podIPs": [{"ip": "10.0.0.1"}],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        }))
+        .unwrap();
+        assert_eq!(
+            strategic("u", &status),
+            json!({"metadata": {"uid": "u"}, "status": {
+                "podIPs": [{"ip": "10.0.0.1"}, {"$patch": "replace"}],
+                "conditions": [{"type": "Ready", "status": "True", "reason": null, "message": null}],
+            }})
+        );
     }
 }
