@@ -26,6 +26,7 @@ mod value;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+pub(crate) use self::functions::format::is_uuid;
 use self::functions::regex::{MAX_MADE_BYTES, Pattern};
 pub(crate) use self::functions::time::parse_lenient_duration;
 pub(crate) use self::parser::RESERVED;

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use base64::Engine as _;
 use serde_json::Value;
 
-use crate::cel::parse_lenient_duration;
+use crate::cel::{is_uuid, parse_lenient_duration};
 
 /// Whether a value is of a format.
 pub(super) fn fits(format: &str, value: &Value) -> bool {
@@ -33,11 +33,18 @@ fn text_fits(format: &str, text: &str) -> bool {
         "hostname" => is_hostname(text),
         "email" => is_email(text),
         "uri" => is_uri(text),
-        "uuid" => is_uuid(text, None),
-        "uuid3" => is_uuid(text, Some('3')),
-        "uuid4" => is_uuid(text, Some('4')),
-        "uuid5" => is_uuid(text, Some('5')),
+        "uuid" => is_uuid(text),
+        "uuid3" => is_uuid_of(text, '3'),
+        "uuid4" => is_uuid_of(text, '4') && has_variant(text),
+        "uuid5" => is_uuid_of(text, '5') && has_variant(text),
+        "bsonobjectid" => text.len() == 24 && is_hex(text),
+        "isbn" => is_isbn_10(text) || is_isbn_13(text),
+        "isbn10" => is_isbn_10(text),
+        "isbn13" => is_isbn_13(text),
+        "creditcard" => is_credit_card(text),
+        "ssn" => is_ssn(text),
         "hexcolor" => is_hex_colour(text),
+        "rgbcolor" => is_rgb_colour(text),
         _ => true,
     }
 }
@@ -49,10 +56,7 @@ fn is_date_time(text: &str) -> bool {
 
 fn is_mac(text: &str) -> bool {
     let parts: Vec<_> = text.split([':', '-']).collect();
-    matches!(parts.len(), 6 | 8 | 20)
-        && parts
-            .iter()
-            .all(|part| part.len() == 2 && part.bytes().all(|c| c.is_ascii_hexdigit()))
+    matches!(parts.len(), 6 | 8 | 20) && parts.iter().all(|part| part.len() == 2 && is_hex(part))
 }
 
 fn is_hostname(text: &str) -> bool {
@@ -84,17 +88,110 @@ fn is_uri(text: &str) -> bool {
         })
 }
 
-fn is_uuid(text: &str, version: Option<char>) -> bool {
-    uuid::Uuid::try_parse(text).is_ok()
-        && version.is_none_or(|version| {
-            let mut digits = text.chars().filter(char::is_ascii_hexdigit);
-            digits.nth(12) == Some(version)
-        })
+fn is_hex(text: &str) -> bool {
+    text.bytes().all(|c| c.is_ascii_hexdigit())
+}
+
+fn hex_digit(text: &str, index: usize) -> Option<char> {
+    text.chars().filter(char::is_ascii_hexdigit).nth(index)
+}
+
+fn is_uuid_of(text: &str, version: char) -> bool {
+    is_uuid(text) && hex_digit(text, 12) == Some(version)
+}
+
+/// Whether it is laid out as RFC 4122 has it.
+fn has_variant(text: &str) -> bool {
+    hex_digit(text, 16).is_some_and(|digit| "89abAB".contains(digit))
+}
+
+/// Dashes and blanks may stand between the digits; the last one may be ten.
+fn is_isbn_10(text: &str) -> bool {
+    let text = text.replace(['-', ' '], "");
+    let Some((digits, check)) = text.split_at_checked(9) else {
+        return false;
+    };
+    let check = match check {
+        "X" => Some(10),
+        check => decimals(check)
+            .filter(|check| check.len() == 1)
+            .map(|check| check[0]),
+    };
+    let sum = decimals(digits).map(|digits| {
+        (1..)
+            .zip(digits)
+            .map(|(weight, digit)| weight * digit)
+            .sum::<u32>()
+    });
+    sum.zip(check)
+        .is_some_and(|(sum, check)| (sum + 10 * check).is_multiple_of(11))
+}
+
+fn is_isbn_13(text: &str) -> bool {
+    let digits = decimals(&text.replace(['-', ' '], ""));
+    digits.filter(|digits| digits.len() == 13).is_some_and(|digits| {
+        let weighed = digits.iter().zip([1, 3].iter().cycle());
+        weighed
+            .map(|(digit, weight)| digit * weight)
+            .sum::<u32>()
+            .is_multiple_of(10)
+    })
+}
+
+fn decimals(text: &str) -> Option<Vec<u32>> {
+    text.chars().map(|c| c.to_digit(10)).collect()
+}
+
+/// Whether the digits, whatever stands between them, are a number that an issuer gives and whose check digit (ISO/IEC 7812-1)
+/// is right.
+fn is_credit_card(text: &str) -> bool {
+    let digits: Vec<u32> = text.chars().filter_map(|c| c.to_digit(10)).collect();
+    let start = |length: usize| {
+        digits
+            .iter()
+            .take(length)
+            .fold(0, |number, digit| number * 10 + digit)
+    };
+    let issued = match digits.len() {
+        13 => start(1) == 4,
+        14 => matches!(start(3), 300..=305) || matches!(start(2), 36 | 38),
+        15 => matches!(start(2), 34 | 37) || matches!(start(4), 2131 | 1800),
+        16 => start(1) == 4 || matches!(start(2), 51..=55 | 35 | 65) || start(4) == 6011,
+        _ => false,
+    };
+    let sum: u32 = (digits.iter().rev().zip([1, 2].iter().cycle()))
+        .map(|(digit, weight)| digit * weight)
+        .map(|digit| digit / 10 + digit % 10)
+        .sum();
+    issued && sum.is_multiple_of(10)
+}
+
+/// Three, two and four digits, with a dash or a blank between them or nothing.
+fn is_ssn(text: &str) -> bool {
+    let mut rest = text;
+    let groups = [3, 2, 4].iter().all(|length| {
+        let Some((group, after)) = rest.split_at_checked(*length) else {
+            return false;
+        };
+        rest = after.strip_prefix(['-', ' ']).unwrap_or(after);
+        decimals(group).is_some()
+    });
+    groups && rest.is_empty() && text.ends_with(|c: char| c.is_ascii_digit())
 }
 
 fn is_hex_colour(text: &str) -> bool {
     let digits = text.strip_prefix('#').unwrap_or(text);
-    matches!(digits.len(), 3 | 6) && digits.bytes().all(|c| c.is_ascii_hexdigit())
+    matches!(digits.len(), 3 | 6) && is_hex(digits)
+}
+
+/// `rgb(0,128,255)`, with blanks around the numbers.
+fn is_rgb_colour(text: &str) -> bool {
+    let inner = text.strip_prefix("rgb(").and_then(|text| text.strip_suffix(')'));
+    let numbers: Option<Vec<u8>> = inner.and_then(|inner| {
+        let number = |text: &str| text.trim_matches(' ').parse().ok();
+        inner.split(',').map(number).collect()
+    });
+    numbers.is_some_and(|numbers| numbers.len() == 3)
 }
 
 #[cfg(test)]
@@ -132,7 +229,34 @@ mod tests {
                 json!("6ba7b810-9dad-41d1-80b4-00c04fd430c8"),
                 json!("6ba7b810-9dad-11d1-80b4-00c04fd430c8"),
             ),
+            (
+                "uuid",
+                json!("6BA7B8109dad-11d180b400c04fd430c8"),
+                json!("{6ba7b810-9dad-11d1-80b4-00c04fd430c8}"),
+            ),
+            (
+                "uuid5",
+                json!("6ba7b810-9dad-51d1-B0b4-00c04fd430c8"),
+                json!("6ba7b810-9dad-51d1-00b4-00c04fd430c8"),
+            ),
+            (
+                "bsonobjectid",
+                json!("507f1f77bcf86cd799439011"),
+                json!("507f1f77bcf86cd79943901"),
+            ),
+            ("isbn", json!("978-0321751041"), json!("978-0321751042")),
+            ("isbn10", json!("0321751043"), json!("0321751044")),
+            ("isbn10", json!("0-8044-2957-X"), json!("978-0321751041")),
+            ("isbn13", json!("978-0321751041"), json!("0321751043")),
+            (
+                "creditcard",
+                json!("4111 1111 1111 1111"),
+                json!("4111-1111-1111-1112"),
+            ),
+            ("creditcard", json!("378282246310005"), json!("1234567812345670")),
+            ("ssn", json!("123-45-6789"), json!("123-45-678")),
             ("hexcolor", json!("#fff"), json!("#ggg")),
+            ("rgbcolor", json!("rgb(0, 128,255)"), json!("rgb(0,128,256)")),
             ("int32", json!(1), json!(1_i64 << 40)),
             ("int64", json!(1_i64 << 40), json!(u64::MAX)),
         ] {

@@ -10,7 +10,7 @@ use self::walk::schema;
 use super::json_path::JsonPath;
 use super::schema::{Schema, Type};
 use super::{has_condition, validate};
-use crate::resources::{Problem, Problems, Reason, immutable, label_problem, subdomain_problem};
+use crate::resources::{Problem, Problems, Reason, dns_1035_problem, immutable, subdomain_problem};
 
 /// Most selectable fields of a version, as in Kubernetes.
 const MAX_SELECTABLE: usize = 8;
@@ -90,14 +90,6 @@ fn protected_group(object: &Value, group: &str, problems: &mut Problems) {
     }
 }
 
-const NAME_RULE: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an \
-     alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for \
-     validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
-
-fn is_name(name: &str) -> bool {
-    label_problem(name).is_none() && name.starts_with(|c: char| c.is_ascii_lowercase())
-}
-
 fn names(names: &Value, problems: &mut Problems) {
     for key in ["plural", "singular", "kind", "listKind"] {
         let at = format!("spec.names.{key}");
@@ -105,17 +97,17 @@ fn names(names: &Value, problems: &mut Problems) {
         let camel = matches!(key, "kind" | "listKind");
         if name.is_empty() {
             problems.required(&at, "");
-        } else if camel && !is_name(&name.to_lowercase()) {
-            let detail = format!("may have mixed case, but should otherwise match: {NAME_RULE}");
+        } else if camel && let Some(problem) = dns_1035_problem(&name.to_lowercase()) {
+            let detail = format!("may have mixed case, but should otherwise match: {problem}");
             problems.invalid(&at, &names[key], &detail);
-        } else if !camel && !is_name(name) {
-            problems.invalid(&at, &names[key], NAME_RULE);
+        } else if !camel && let Some(problem) = dns_1035_problem(name) {
+            problems.invalid(&at, &names[key], &problem);
         }
     }
     for key in ["shortNames", "categories"] {
         for (index, name) in list(&names[key]).enumerate() {
-            if !is_name(text(name)) {
-                problems.invalid(&format!("spec.names.{key}[{index}]"), name, NAME_RULE);
+            if let Some(problem) = dns_1035_problem(text(name)) {
+                problems.invalid(&format!("spec.names.{key}[{index}]"), name, &problem);
             }
         }
     }
@@ -139,8 +131,8 @@ fn versions(definition: &Value, old: Option<&Value>, problems: &mut Problems) {
     for (index, version) in list(versions).enumerate() {
         let at = format!("spec.versions[{index}]");
         let name = text(&version["name"]);
-        if !is_name(name) {
-            problems.invalid(&format!("{at}.name"), &version["name"], NAME_RULE);
+        if let Some(problem) = dns_1035_problem(name) {
+            problems.invalid(&format!("{at}.name"), &version["name"], &problem);
         }
         if !seen.insert(name) {
             problems.invalid("spec.versions", versions, "must contain unique version names");

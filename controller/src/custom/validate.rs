@@ -10,6 +10,7 @@ use serde_json::{Map, Number, Value, json};
 
 use super::format;
 use super::schema::{Additional, ListType, MAX_DEPTH, Schema, Type, is_object_field};
+use crate::re2;
 use crate::resources::{Problem, Problems, Reason};
 
 /// What a schema demands of a value beyond its type.
@@ -17,7 +18,8 @@ use crate::resources::{Problem, Problems, Reason};
 pub(crate) struct Checks {
     one_of_values: Vec<Value>,
     format: Option<String>,
-    pattern: Option<Regex>,
+    /// As it is written, and compiled.
+    pattern: Option<(String, Regex)>,
     lengths: (Option<u64>, Option<u64>),
     items: (Option<u64>, Option<u64>),
     properties: (Option<u64>, Option<u64>),
@@ -37,9 +39,7 @@ pub(super) const MAX_PATTERN_BYTES: usize = 1 << 20;
 
 /// Compiles a pattern.
 pub(super) fn pattern(text: &str) -> Result<Regex, regex::Error> {
-    regex::RegexBuilder::new(text)
-        .size_limit(MAX_PATTERN_BYTES)
-        .build()
+    re2::builder(text).size_limit(MAX_PATTERN_BYTES).build()
 }
 
 impl Checks {
@@ -59,7 +59,7 @@ impl Checks {
         Self {
             one_of_values: list("enum").cloned().collect(),
             format: text("format").map(str::to_owned),
-            pattern: text("pattern").and_then(|text| pattern(text).ok()),
+            pattern: text("pattern").and_then(|text| Some((text.to_owned(), pattern(text).ok()?))),
             lengths: range("minLength", "maxLength"),
             items: range("minItems", "maxItems"),
             properties: range("minProperties", "maxProperties"),
@@ -236,10 +236,10 @@ impl Walk<'_> {
         if let Some(least) = least.filter(|least| length < *least) {
             self.invalid(value, &format!("should be at least {least} chars long"));
         }
-        if let Some(pattern) = &checks.pattern
+        if let Some((written, pattern)) = &checks.pattern
             && !pattern.is_match(text)
         {
-            self.invalid(value, &format!("should match '{}'", pattern.as_str()));
+            self.invalid(value, &format!("should match '{written}'"));
         }
     }
 

@@ -78,13 +78,17 @@ fn finished(text: &str) -> String {
     }
 }
 
-fn is_uuid(text: &str) -> bool {
-    let dashless: Vec<_> = text.split('-').collect();
-    let lengths: Vec<_> = dashless.iter().map(|part| part.len()).collect();
-    matches!(&lengths[..], [8, 4, 4, 4, 12] | [32])
-        && dashless
-            .iter()
-            .all(|part| part.bytes().all(|c| c.is_ascii_hexdigit()))
+/// Whether it is a UUID in hexadecimal digits, of which any of the dashes may be missing.
+pub(crate) fn is_uuid(text: &str) -> bool {
+    let mut rest = text;
+    let groups = [8, 4, 4, 4, 12].iter().all(|length| {
+        let Some((group, after)) = rest.split_at_checked(*length) else {
+            return false;
+        };
+        rest = after.strip_prefix('-').unwrap_or(after);
+        group.bytes().all(|c| c.is_ascii_hexdigit())
+    });
+    groups && rest.is_empty() && !text.ends_with('-')
 }
 
 fn get<'a>(index: usize) -> Evaluated<'a> {

@@ -72,6 +72,13 @@ fn every_rule_says_what_it_wants() {
             "spec: Invalid value: 1.2: spec in body should be a multiple of 0.5",
         ),
         (
+            // As RE2 reads it: digits are ASCII's, and a brace that counts nothing is a brace.
+            json!({"type": "string", "pattern": "^\\d{x}$"}),
+            json!("1{x}"),
+            json!("١{x}"),
+            "spec: Invalid value: \"١{x}\": spec in body should match '^\\d{x}$'",
+        ),
+        (
             json!({"type": "string", "pattern": "^a+$"}),
             json!("aa"),
             json!("b"),
