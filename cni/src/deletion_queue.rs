@@ -313,6 +313,25 @@ mod tests {
         (seen, entries)
     }
 
+    /// The kernel stamps files by its tick; the order within one is not kept.
+    fn wait_for_a_later_file_time() {
+        let now = || {
+            tempfile::tempfile()
+                .unwrap()
+                .metadata()
+                .unwrap()
+                .modified()
+                .unwrap()
+        };
+        let (begun, before) = (Instant::now(), now());
+        while now() == before {
+            assert!(
+                begun.elapsed() < Duration::from_secs(10),
+                "files get no later time"
+            );
+        }
+    }
+
     #[test]
     fn what_is_pushed_is_drained_once_and_in_order() {
         let dir = tempfile::tempdir().unwrap();
@@ -321,7 +340,7 @@ mod tests {
         let requests: Vec<_> = (0..5).map(|i| del(&format!("c{}", 9 - i), "eth0")).collect();
         for request in &requests {
             assert_eq!(locked.push(request).unwrap(), Pushed::Queued);
-            thread::sleep(Duration::from_millis(10));
+            wait_for_a_later_file_time();
         }
         drop(locked);
         let locked = queue.lock(soon()).unwrap();

@@ -21,6 +21,7 @@ pub mod pki;
 pub mod quantity;
 pub mod queue;
 pub mod quota;
+mod re2;
 pub mod remote;
 pub mod resources;
 pub mod scheduler;
@@ -34,7 +35,7 @@ pub mod token;
 mod typed;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -231,7 +232,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
         parts.spawn(async move { control.run(election, stop).await });
     }
     if let Some(path) = &config.ready_file {
-        std::fs::write(path, &address).map_err(failed(path.clone()))?;
+        note_ready(path, &address)?;
     }
     info!(%url, data_dir = %data_dir.display(), "the API is ready");
     info!(
@@ -240,6 +241,18 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     );
 
     supervise(parts, shutdown).await
+}
+
+/// Tells whoever waits for the file, which is there whole or not at all.
+fn note_ready(path: &Path, address: &str) -> Result<(), RunError> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    std::fs::write(&beside, address)
+        .and_then(|()| std::fs::rename(&beside, path))
+        .map_err(|source| RunError::File {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 /// Waits until `shutdown` has ended all parts; one that ends before ends all.

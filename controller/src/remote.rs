@@ -27,7 +27,7 @@ use crate::controllers::{ControllersConfig, chain};
 use crate::leader::{self, Election};
 use crate::pki::Authority;
 use crate::server::Listener;
-use crate::{RunError, supervise};
+use crate::{RunError, note_ready, supervise};
 
 /// How long the API server may be out of reach at the start.
 const START_PATIENCE: Duration = Duration::from_secs(10);
@@ -162,10 +162,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     };
     reached?;
     if let Some(path) = &config.ready_file {
-        std::fs::write(path, address.to_string()).map_err(|source| RunError::File {
-            path: path.clone(),
-            source,
-        })?;
+        note_ready(path, &address.to_string())?;
     }
     info!(api = %remote.server, %address, "the API server answers; health and metrics are served");
     let election = Election {
