@@ -33,6 +33,7 @@ mod watch;
 mod write;
 
 use std::borrow::Cow;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -47,6 +48,7 @@ use http_body_util::BodyExt as _;
 use ipnetwork::IpNetwork;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -69,6 +71,9 @@ use crate::store::{Object, Store};
 /// Bytes of warnings in one answer; clients refuse long headers.
 const MAX_WARNINGS: usize = 4096;
 
+/// How many namespaces can be written in turn at the same time.
+const TURNS: usize = 64;
+
 /// What requests share.
 pub struct Server {
     pub(crate) store: Arc<dyn Store>,
@@ -78,6 +83,8 @@ pub struct Server {
     pub(crate) audit: Option<AuditLog>,
     pub(crate) snapshots: read::Snapshots,
     pub(crate) counters: Counters,
+    /// Whose turn it is to write what the writers of a namespace share, once they got in each other's way.
+    turns: [Mutex<()>; TURNS],
     pub(crate) custom: Registry,
     pub(crate) limits: Limits,
     pub(crate) token_keys: Arc<TokenKeys>,
@@ -120,6 +127,7 @@ impl Server {
             audit,
             snapshots: read::Snapshots::default(),
             counters: Counters::default(),
+            turns: std::array::from_fn(|_| Mutex::new(())),
             custom: Registry::default(),
             limits,
             service_ranges: Vec::new(),
@@ -140,6 +148,14 @@ impl Server {
     pub fn with_service_ranges(mut self, ranges: Vec<IpNetwork>) -> Self {
         self.service_ranges = ranges;
         self
+    }
+
+    /// Waits for the turn to write what the writers of a namespace share: a quota, or addresses. Of those that try at once only
+    /// one succeeds.
+    pub(crate) async fn turn(&self, namespace: &str) -> MutexGuard<'_, ()> {
+        let mut hasher = DefaultHasher::new();
+        namespace.hash(&mut hasher);
+        self.turns[hasher.finish() as usize % TURNS].lock().await
     }
 
     /// What is served under a path.

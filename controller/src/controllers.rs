@@ -225,6 +225,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
         "persistentvolumeclaim-protection",
         volumes::protection::start_claims,
     ),
+    ("ephemeral-volume", volumes::ephemeral::start),
     ("local-path", volumes::local_path::start),
     ("resourcequota", resource_quota::start),
     ("disruption", disruption::start),

@@ -124,6 +124,8 @@ pub struct Resource {
     pub generation: bool,
     /// Set where the store keeps another version.
     pub conversion: Option<Conversion>,
+    /// Whether an object that is deleted without a word on its dependents leaves them behind: what Kubernetes' oldest kinds do.
+    pub orphans: bool,
     /// Whether nodes write what others only read.
     pub reported: bool,
     /// What clients are warned of who use it; empty if there is nothing.
@@ -294,6 +296,7 @@ pub(crate) const fn row(
         validate: |_, _, _| {},
         generation: false,
         conversion: None,
+        orphans: false,
         reported: false,
         deprecation: "",
     }

@@ -79,8 +79,10 @@ impl Options {
         let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
         let mut propagation = text(&body["propagationPolicy"])
             .or_else(|| call.query.get("propagationPolicy").map(str::to_owned));
-        if propagation.is_none() && body["orphanDependents"] == true {
-            propagation = Some("Orphan".to_owned());
+        if propagation.is_none()
+            && let Some(orphan) = body["orphanDependents"].as_bool()
+        {
+            propagation = Some(if orphan { "Orphan" } else { "Background" }.to_owned());
         }
         if let Some(policy) = &propagation
             && !matches!(policy.as_str(), "Background" | "Foreground" | "Orphan")
@@ -121,7 +123,19 @@ enum Step {
 
 /// DELETE of one object.
 pub(crate) async fn delete(call: &Call, options: &Options) -> Result<Reply, ApiError> {
-    delete_key(call, &call.key(), &call.path.name, options).await
+    let mut reply = delete_key(call, &call.key(), &call.path.name, options).await?;
+    reply.warnings.extend(warning(call, options));
+    Ok(reply)
+}
+
+/// People expect a Job's pods to go with it, and kubectl asks for that.
+fn warning(call: &Call, options: &Options) -> Option<String> {
+    let unsaid = options.propagation.is_none() && call.resource.storage == "batch/jobs";
+    unsaid.then(|| {
+        "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or \
+         set propagationPolicy=Orphan to suppress this warning"
+            .to_owned()
+    })
 }
 
 async fn delete_key(call: &Call, key: &str, name: &str, options: &Options) -> Result<Reply, ApiError> {
@@ -234,7 +248,7 @@ fn step(
     now: Timestamp,
 ) -> Result<Step, ApiError> {
     let mut marked = object.clone();
-    let finalizers = finalizers(object, options);
+    let finalizers = finalizers(resource, object, options);
     marked["metadata"]["finalizers"] = json!(finalizers);
     if finalizers.is_empty()
         && let Some(metadata) = marked["metadata"].as_object_mut()
@@ -325,23 +339,24 @@ fn pod_grace(pod: &Value, options: &Options) -> i64 {
 }
 
 /// The object's finalizers with the one that the propagation policy stands for.
-fn finalizers(object: &Value, options: &Options) -> Vec<Value> {
+fn finalizers(resource: &Resource, object: &Value, options: &Options) -> Vec<Value> {
     const FOREGROUND: &str = "foregroundDeletion";
     const ORPHAN: &str = "orphan";
     let mut list = object["metadata"]["finalizers"]
         .as_array()
         .cloned()
         .unwrap_or_default();
+    let is_policy = |finalizer: &Value| *finalizer == FOREGROUND || *finalizer == ORPHAN;
     let wanted = match options.propagation.as_deref() {
         Some("Foreground") => Some(FOREGROUND),
         Some("Orphan") => Some(ORPHAN),
         Some(_) => None,
+        None if resource.orphans && !objects::is_terminating(object) && !list.iter().any(is_policy) => {
+            Some(ORPHAN)
+        }
         None => return list,
     };
-    list.retain(|finalizer| {
-        let policy = *finalizer == FOREGROUND || *finalizer == ORPHAN;
-        !policy || wanted.is_some_and(|wanted| *finalizer == wanted)
-    });
+    list.retain(|finalizer| !is_policy(finalizer) || wanted.is_some_and(|wanted| *finalizer == wanted));
     if let Some(wanted) = wanted.map(|wanted| json!(wanted))
         && !list.contains(&wanted)
     {
@@ -374,5 +389,7 @@ pub(crate) async fn delete_collection(call: &Call, options: &Options) -> Result<
         "kind": call.resource.list_kind(), "apiVersion": call.resource.api_version(),
         "metadata": {"resourceVersion": call.server.store.revision().to_string()}, "items": items,
     });
-    Ok(Reply::status(StatusCode::OK, list))
+    let mut reply = Reply::status(StatusCode::OK, list);
+    reply.warnings.extend(warning(call, options));
+    Ok(reply)
 }

@@ -227,6 +227,7 @@ async fn create_object(
         });
     }
     let asked = allocate::concerns(&stored).then(|| object.clone());
+    let mut turn = None;
     for _ in 0..ATTEMPTS {
         if asked.is_some() {
             // What another server gave out or took back is to be known here.
@@ -258,6 +259,9 @@ async fn create_object(
             }
             // Somebody was faster with what was chosen or charged: another choice may do, or enough may be left.
             Err(StoreError::Conflict { .. }) => {
+                if turn.is_none() {
+                    turn = Some(call.server.turn(&call.path.namespace).await);
+                }
                 if let Some(asked) = &asked {
                     object.clone_from(asked);
                 }
@@ -469,6 +473,7 @@ pub(crate) async fn change(
     let part = Part::of(call);
     let dry_run = call.query.dry_run();
     let key = call.key();
+    let mut turn = None;
     for _ in 0..ATTEMPTS {
         let current = call.find()?;
         let (mut old, spec) = match managers {
@@ -527,6 +532,14 @@ pub(crate) async fn change(
                     outcome: stored_outcome(written, new),
                     warnings,
                 });
+            }
+            Err(StoreError::Conflict {
+                resource: of,
+                key: at,
+                ..
+            }) if of == resource.storage && at == key => {}
+            Err(StoreError::Conflict { .. }) if turn.is_none() => {
+                turn = Some(call.server.turn(&call.path.namespace).await);
             }
             Err(StoreError::Conflict { .. }) => {}
             Err(error) => return Err(error.into()),

@@ -199,6 +199,10 @@ impl Autoscaler {
             .and_then(|spec| spec.replicas)
             .unwrap_or_default();
         findings.current = current;
+        // What ran before this controller did is a recommendation, too: its first look shrinks nothing.
+        self.histories()
+            .entry(key.clone())
+            .or_insert_with(|| History::since_now(current, now));
         let bounds = Bounds {
             least: spec.min_replicas.unwrap_or(1),
             most: spec.max_replicas,

@@ -209,8 +209,10 @@ impl Pass<'_> {
                 return Ok(again);
             }
             Some("Replace") => {
-                for active in std::mem::take(self.active()) {
+                // One that cannot be deleted stays known.
+                while let Some(active) = self.active().first().cloned() {
                     self.delete(&active.name.unwrap_or_default(), active.uid).await?;
+                    self.active().remove(0);
                 }
             }
             _ => {}

@@ -443,7 +443,25 @@ impl Collector {
         }
     }
 
+    /// The kind of an owner, if it is known. Another version of a known kind is the same object.
+    fn kind_of(&self, owner: &OwnerReference) -> Option<Arc<AnyKind>> {
+        let name = (owner.api_version.clone(), owner.kind.clone());
+        let group = owner.api_version.rsplit_once('/').map_or("", |(group, _)| group);
+        let kinds = self.kinds.read().unwrap_or_else(PoisonError::into_inner);
+        let other_version = || {
+            kinds
+                .values()
+                .find(|k| k.resource.group == group && k.resource.kind == owner.kind)
+        };
+        kinds.get(&name).or_else(other_version).cloned()
+    }
+
     async fn owner_state(&self, node: &Node, owner: &OwnerReference) -> Result<OwnerState, ControllerError> {
+        let clustered = node.metadata().namespace.is_none();
+        if clustered && self.kind_of(owner).is_some_and(|kind| kind.namespaced) {
+            // Not a valid reference: nobody can say which namespace is meant, so nothing is deleted for it.
+            return Ok(OwnerState::Solid);
+        }
         let known = self.graph(|graph| {
             if let Some(known) = graph.nodes.get(&owner.uid) {
                 return Some(if known.waits_for_dependents() {
@@ -457,24 +475,8 @@ impl Collector {
         if let Some(known) = known {
             return Ok(known);
         }
-        let name = (owner.api_version.clone(), owner.kind.clone());
-        let kind = self
-            .kinds
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&name)
-            .cloned();
-        // Of a kind that cannot be asked about nothing is known, so nothing is deleted for it. Another version of a
-        // known kind is the same object.
-        let kind = kind.or_else(|| {
-            let group = owner.api_version.rsplit_once('/').map_or("", |(group, _)| group);
-            let kinds = self.kinds.read().unwrap_or_else(PoisonError::into_inner);
-            kinds
-                .values()
-                .find(|k| k.resource.group == group && k.resource.kind == owner.kind)
-                .cloned()
-        });
-        let Some(kind) = kind else {
+        // Of a kind that cannot be asked about nothing is known, so nothing is deleted for it.
+        let Some(kind) = self.kind_of(owner) else {
             return Ok(OwnerState::Solid);
         };
         let api = kind.api(&self.context.client, node.metadata().namespace.as_deref());
@@ -576,7 +578,8 @@ impl Collector {
             }),
             preconditions: Some(Preconditions {
                 uid: node.metadata().uid.clone(),
-                resource_version: None,
+                // Its owners may be others by now.
+                resource_version: node.metadata().resource_version.clone(),
             }),
             ..DeleteParams::default()
         };
@@ -593,7 +596,9 @@ impl Collector {
                 );
                 Ok(None)
             }
-            Err(error) if is_not_found(&error) || is_conflict(&error) => Ok(None),
+            Err(error) if is_not_found(&error) => Ok(None),
+            // The graph will know why.
+            Err(error) if is_conflict(&error) => Ok(Some(GRACE)),
             Err(error) => Err(ControllerError::api(
                 "delete",
                 format!("{} {name}", node.kind.resource.kind),

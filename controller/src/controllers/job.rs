@@ -158,6 +158,8 @@ impl Jobs {
                 why,
             })?;
         let pods_api: Api<Pod> = Api::namespaced(context.client.clone(), &key.namespace);
+        // Asked before the pods are looked at: one that arrives in between would be expected no more and not be seen.
+        let may_act = self.expectations.satisfied(key, Instant::now());
         let mut pods = claims(&context.pods, &job.metadata, &selector, |_| true);
         pods.finalizer = Some(FINALIZER);
         let pods = settle(pods, &job, &api, &pods_api).await?;
@@ -167,6 +169,7 @@ impl Jobs {
             terms: Terms::of(&job),
             api,
             pods_api,
+            may_act,
             now: Timestamp::now(),
         };
         if job.status.as_ref().and_then(decide::finished_at).is_some() {
@@ -184,6 +187,8 @@ struct Pass<'a> {
     terms: Terms,
     api: Api<Job>,
     pods_api: Api<Pod>,
+    /// Whether all that was asked for before has been seen.
+    may_act: bool,
     now: Timestamp,
 }
 
@@ -191,7 +196,6 @@ impl Pass<'_> {
     async fn run(&self, mut job: Job, pods: &[Arc<PodView>]) -> Outcome {
         let now = self.now;
         let deleting = job.metadata.deletion_timestamp.is_some();
-        let may_act = self.jobs.expectations.satisfied(self.key, Instant::now());
         let released = self.jobs.remember(self.key, |memory| memory.released.clone());
         let mut status = job.status.clone().unwrap_or_default();
         if status.start_time.is_none() && !self.terms.suspended {
@@ -205,11 +209,12 @@ impl Pass<'_> {
         let mut failures = self.jobs.remember(self.key, |memory| memory.failures);
         failures.note(self.new_ends(&status, &tally), now);
         let verdict = decide::judge(&self.terms, &status, &tally, now);
-        let mut again = decide::deadline_left(&self.terms, &status, now);
+        // Past the deadline, the pods that go say when there is more to do.
+        let mut again = decide::deadline_left(&self.terms, &status, now).filter(|_| verdict.is_none());
         let mut acted = Ok(());
         match &verdict {
             Some(_) if !tally.active.is_empty() => acted = self.end(&job, &mut tally).await,
-            None if may_act && !deleting => {
+            None if self.may_act && !deleting => {
                 let base = self.jobs.context.config.job_pod_failure_backoff;
                 let plan = plan::plan(&self.terms, &tally, &failures, base, BURST, now);
                 if let Plan::Wait(wait) = plan {

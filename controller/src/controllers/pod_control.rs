@@ -204,8 +204,9 @@ pub(crate) fn observe(
     let (old, new) = (change.old.map(|pod| &**pod), change.new.map(|pod| &**pod));
     let before = old.and_then(|pod| owner_key(pod, kind));
     let after = new.and_then(|pod| owner_key(pod, kind));
+    // One that was there and is adopted is nobody's creation.
     if let Some(key) = &after
-        && before.as_ref() != Some(key)
+        && old.is_none()
     {
         expectations.creation_observed(key);
     }

@@ -1,8 +1,10 @@
 //! Persistent volumes and the claims on them: [`binder`] brings the two together as [`decide`] says, [`protection`] keeps what is in
-//! use from being deleted, and [`local_path`] makes volumes that are directories of a node.
+//! use from being deleted, [`ephemeral`] makes the claims that belong to one pod, and [`local_path`] makes volumes that are
+//! directories of a node.
 
 pub(crate) mod binder;
 pub(crate) mod decide;
+pub(crate) mod ephemeral;
 pub(crate) mod local_path;
 pub(crate) mod matching;
 pub(crate) mod protection;

@@ -95,6 +95,7 @@ pub(super) static RESOURCES: &[Resource] = &[
         },
         prepare: label_pods,
         validate: validation::job::job,
+        orphans: true,
         ..row("batch", "v1", "Job", ("jobs", "job"), "batch/jobs")
     },
 ];

@@ -205,6 +205,7 @@ pub(super) static RESOURCES: &[Resource] = &[
             }
         },
         validate: validation::workload::replication_controller,
+        orphans: true,
         ..row(
             "",
             "v1",

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::core::v1::{ConfigMap, LimitRange, Pod, ResourceQuota};
+use k8s_openapi::api::core::v1::{ConfigMap, LimitRange, Pod, ResourceQuota, Secret};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{DeleteParams, DynamicObject, EvictParams, ListParams, Patch, PatchParams};
 use kube::core::ApiResource;
@@ -88,6 +88,18 @@ async fn quotas_are_charged_on_creation_and_refunded() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_last_of_a_quota_is_given_once() -> Result<()> {
     let world = World::start().await?;
+    // Many at once, more than a change is tried: each is charged or refused, and none is told that others were faster.
+    let quota = json!({ "metadata": { "name": "many" }, "spec": { "hard": { "secrets": "200" } } });
+    world.create::<ResourceQuota>(quota).await?;
+    counted(&world, "many", json!({ "secrets": "0" })).await?;
+    let creations = (0..200).map(|number| {
+        let secret = json!({ "metadata": { "name": format!("s{number}") } });
+        world.create::<Secret>(secret)
+    });
+    for result in futures::future::join_all(creations).await {
+        result?;
+    }
+
     let quota = json!({ "metadata": { "name": "q" }, "spec": { "hard": { "configmaps": "5", "count/deployments.apps": "1" } } });
     world.create::<ResourceQuota>(quota).await?;
     // The CA's own ConfigMap counts as well.

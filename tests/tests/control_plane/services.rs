@@ -268,3 +268,33 @@ async fn a_range_of_addresses_outlives_the_services_that_need_it() -> Result<()>
     })
     .await
 }
+
+/// Traffic is turned from one pod to another by their labels alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_joins_and_leaves_a_service_by_its_labels() -> Result<()> {
+    let world = World::start().await?;
+    world.join(&["n1"]).await?;
+    let mut template = pod_template("web", "img:1");
+    template["metadata"]["name"] = json!("solo");
+    world.create::<Pod>(template).await?;
+    world.create::<Service>(service("web", json!({}))).await?;
+    let there = |wanted: usize| {
+        let world = &world;
+        async move {
+            eventually(&format!("{wanted} endpoints"), || async {
+                let slices = members(world, "web", "IPv4").await?.len();
+                let legacy = subsets(world, "web").await?.0.len();
+                ((slices, legacy) == (wanted, wanted)).then_some(())
+            })
+            .await
+        }
+    };
+    there(1).await?;
+    for (app, wanted) in [("apart", 0), ("web", 1)] {
+        world
+            .merge::<Pod>("solo", json!({"metadata": {"labels": {"app": app}}}))
+            .await?;
+        there(wanted).await?;
+    }
+    Ok(())
+}

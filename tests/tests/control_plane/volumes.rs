@@ -194,3 +194,61 @@ async fn a_directory_is_made_where_the_pod_is_and_goes_with_its_claim() -> Resul
     })
     .await
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_of_one_pod_alone_comes_and_goes_with_it() -> Result<()> {
+    let world = World::start().await?;
+    world.join(&["n1"]).await?;
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    let patch = json!({"metadata": {"annotations": {DIRECTORY: "/state/n1"}}});
+    nodes
+        .patch("n1", &PatchParams::default(), &Patch::Merge(patch))
+        .await?;
+    let claims = world.api::<PersistentVolumeClaim>();
+    let own = |name: &str| {
+        let mut pod = pod(name, "");
+        pod["spec"]["volumes"] = json!([{"name": "data", "ephemeral": {"volumeClaimTemplate": {
+            "metadata": {"labels": {"of": "pod"}}, "spec": claim("", json!({}))["spec"],
+        }}}]);
+        pod
+    };
+    // A claim of somebody else that has the name is not touched.
+    world
+        .create::<PersistentVolumeClaim>(claim("late-data", json!({})))
+        .await?;
+    world.create::<Pod>(own("late")).await?;
+    eventually("it to be said whose the claim is", || async {
+        let events = world.events("late", "FailedBinding").await.ok()?;
+        let told = "ephemeral volume data: PVC default/late-data was not created for pod default/late (pod is not the owner)";
+        events.iter().any(|event| event == told).then_some(())
+    })
+    .await?;
+    let foreign = claims.get("late-data").await?;
+    assert_eq!(foreign.metadata.owner_references, None);
+
+    let made = world.create::<Pod>(own("quick")).await?;
+    eventually("the volume to be bound", || async {
+        bound_to(&world, "quick-data").await
+    })
+    .await?;
+    let found = claims.get("quick-data").await?;
+    assert_eq!(found.metadata.labels.unwrap()["of"], "pod");
+    let owner = &found.metadata.owner_references.unwrap()[0];
+    assert_eq!(
+        (owner.kind.as_str(), Some(&owner.uid), owner.controller),
+        ("Pod", made.metadata.uid.as_ref(), Some(true))
+    );
+    eventually("the pod to run", || async {
+        let pod = world.api::<Pod>().get("quick").await.ok()?;
+        crate::world::is_ready(&pod).then_some(())
+    })
+    .await?;
+    world
+        .api::<Pod>()
+        .delete("quick", &DeleteParams::default())
+        .await?;
+    eventually("the claim to go", || async {
+        claims.get_opt("quick-data").await.ok()?.is_none().then_some(())
+    })
+    .await
+}

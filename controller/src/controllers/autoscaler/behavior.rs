@@ -21,6 +21,14 @@ pub(crate) struct History {
 }
 
 impl History {
+    /// The history of what nobody looked at before.
+    pub(crate) fn since_now(current: i32, now: Timestamp) -> Self {
+        Self {
+            recommendations: vec![(now, current)],
+            changes: Vec::new(),
+        }
+    }
+
     /// Notes a change that was made.
     pub(crate) fn changed(&mut self, by: i32, now: Timestamp) {
         self.changes

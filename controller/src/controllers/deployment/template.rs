@@ -49,7 +49,10 @@ fn canonical(template: &PodTemplateSpec) -> Value {
     value
 }
 
-/// Takes out what is null, and lists and maps that are empty. An empty map that selects by being there (an `emptyDir`) stays.
+/// Empty maps that say something by being there: a selector of all, and a volume of no other kind.
+const TELLING: &[&str] = &["emptyDir", "labelSelector", "namespaceSelector"];
+
+/// Takes out what is null, and lists and maps that are empty.
 fn prune(value: &mut Value) -> bool {
     match value {
         Value::Null => false,
@@ -60,7 +63,10 @@ fn prune(value: &mut Value) -> bool {
             !items.is_empty()
         }
         Value::Object(fields) => {
-            fields.retain(|name, field| prune(field) || name == "emptyDir");
+            fields.retain(|name, field| {
+                let told = TELLING.contains(&name.as_str()) && field.is_object();
+                prune(field) || told
+            });
             !fields.is_empty()
         }
         Value::Bool(_) | Value::Number(_) | Value::String(_) => true,

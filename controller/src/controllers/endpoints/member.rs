@@ -16,7 +16,7 @@ pub(crate) fn differ(old: &PodView, new: &PodView) -> bool {
         || old.node != new.node
         || old.is_terminating() != new.is_terminating()
         || old.is_finished() != new.is_finished()
-        || old.metadata.labels != new.metadata.labels
+        || old.labels != new.labels
 }
 
 /// Whether the pod is listed at all: it has an address, and has not ended.
@@ -141,6 +141,25 @@ pub(crate) mod tests {
             "metadata": {"name": "web", "namespace": "default", "uid": "uid-service", "labels": {"tier": "front"}}, "spec": all,
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn what_services_choose_by_and_what_they_show_matters() {
+        let before = pod("a", &["10.0.0.1"], true);
+        assert!(!differ(&before, &pod("a", &["10.0.0.1"], true)));
+        for after in [
+            pod("a", &["10.0.0.2"], true),
+            pod("a", &["10.0.0.1"], false),
+            with("a", &["10.0.0.1"], true, json!({"labels": {"app": "other"}})),
+            with(
+                "a",
+                &["10.0.0.1"],
+                true,
+                json!({"deletionTimestamp": "2030-01-01T00:00:00Z"}),
+            ),
+        ] {
+            assert!(differ(&before, &after), "{after:?}");
+        }
     }
 
     #[test]
