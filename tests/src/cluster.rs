@@ -17,7 +17,7 @@ use crate::process::Process;
 use crate::wait::wait_until;
 
 /// How long a controller, or a node, may take from its start until it is ready. Debug builds on two busy cores are slow.
-const READY: Duration = Duration::from_secs(30);
+const READY: Duration = Duration::from_mins(2);
 
 /// What a cluster looks like.
 #[derive(Clone, Debug)]

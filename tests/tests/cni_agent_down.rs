@@ -93,8 +93,9 @@ fn an_agent_that_hangs_is_not_waited_for() -> Result<()> {
         ..ClusterOptions::new("agent-hangs")
     })?;
     let netns = make_netns(cluster.nodes[0].machine(), "hangs")?;
-    let call = Invocation::new(&cluster.nodes[0], "hangs", &netns).with("timeoutMs", 1500.into());
+    let call = Invocation::new(&cluster.nodes[0], "hangs", &netns);
     call.call("ADD")?.result()?;
+    let call = call.with("timeoutMs", 1500.into());
     cluster.nodes[0].agent()?.signal(Signal::SIGSTOP)?;
     let started = std::time::Instant::now();
     let outcome = || -> Result<()> {

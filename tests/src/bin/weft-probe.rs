@@ -48,7 +48,7 @@ enum Command {
         /// The size of the IP packet.
         bytes: usize,
         /// How long to wait for an answer.
-        #[arg(long, default_value_t = 1000)]
+        #[arg(long, default_value_t = 10_000)]
         timeout_ms: u64,
     },
     /// Sends continuously until a file exists, and prints a report as JSON.

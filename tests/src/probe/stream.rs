@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::serve::ECHO;
 
+/// How many datagrams a sender that was held up makes up for at once; more would be a flood, lost for being one.
+const CATCH_UP: u32 = 10;
 /// How long answers to the last datagrams are waited for.
 const STRAGGLERS: Duration = Duration::from_secs(2);
 
@@ -64,7 +66,7 @@ pub fn run(target: SocketAddr, udp_hz: u64, stop: &Path, started: impl FnOnce())
     thread::scope(|scope| {
         let tcp = scope.spawn(|| echo(stream, &ended));
         let receiver = scope.spawn(|| receive(&socket, &ended, &sent));
-        send(&socket, udp_hz, stop, &sent)?;
+        send(&socket, udp_hz, stop, &sent);
         ended.store(true, Ordering::SeqCst);
         let (tcp_bytes, longest, tcp_error) =
             tcp.join()
@@ -107,21 +109,22 @@ fn echo(stream: TcpStream, ended: &AtomicBool) -> (u64, Duration, Option<String>
     (total, longest, error)
 }
 
-fn send(socket: &UdpSocket, hz: u64, stop: &Path, sent: &AtomicU64) -> io::Result<()> {
+fn send(socket: &UdpSocket, hz: u64, stop: &Path, sent: &AtomicU64) {
     let interval = Duration::from_nanos(1_000_000_000 / hz.max(1));
     let start = Instant::now();
     let mut number = 0_u64;
+    let mut due = Duration::ZERO;
     // A look at the file system for every datagram would disturb the rate.
     while !number.is_multiple_of(50) || !stop.exists() {
         let mut datagram = [ECHO; 64];
         datagram[8..16].copy_from_slice(&number.to_be_bytes());
-        socket.send(&datagram)?;
+        // What the kernel does not take is lost like what the network drops: it counts as sent, and no answer will come.
+        let _ = socket.send(&datagram);
         number += 1;
         sent.store(number, Ordering::SeqCst);
-        let due = interval * u32::try_from(number).unwrap_or(u32::MAX);
+        due = (due + interval).max(start.elapsed().saturating_sub(interval * CATCH_UP));
         thread::sleep(due.saturating_sub(start.elapsed()));
     }
-    Ok(())
 }
 
 fn receive(socket: &UdpSocket, ended: &AtomicBool, sent: &AtomicU64) -> (u64, Duration) {

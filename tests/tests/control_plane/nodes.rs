@@ -11,6 +11,9 @@ use kube::{Api, ResourceExt};
 
 use crate::world::{World, by_node, deployment, eventually, on};
 
+/// After how long a silent node is taken for dead, where a test waits for that.
+const GRACE: Duration = Duration::from_secs(3);
+
 fn taints(node: &Node) -> BTreeSet<String> {
     let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
     taints
@@ -32,7 +35,7 @@ fn ready(node: &Node) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_pods_of_a_dead_node_are_replaced_elsewhere() -> Result<()> {
-    let world = World::start().await?;
+    let world = World::with(|config| config.node_monitor_grace_period = GRACE).await?;
     world.join(&["n1", "n2", "n3"]).await?;
     world.create::<Deployment>(deployment("web", 6, "img:1")).await?;
     let pods = world.wait_ready("app=web", 6).await?;
@@ -66,8 +69,12 @@ async fn the_pods_of_a_dead_node_are_replaced_elsewhere() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_an_outage_pods_stay_where_they_are() -> Result<()> {
-    // Long enough that the first to be missed is not evicted before the others are.
-    let world = World::with(|config| config.pod_eviction_timeout = Duration::from_secs(4)).await?;
+    let world = World::with(|config| {
+        config.node_monitor_grace_period = GRACE;
+        // Long enough that the first to be missed is not evicted before the others are.
+        config.pod_eviction_timeout = Duration::from_secs(4);
+    })
+    .await?;
     world.join(&["n1", "n2", "n3", "n4", "n5"]).await?;
     world.create::<Deployment>(deployment("web", 10, "img:1")).await?;
     let before = names(&world.wait_ready("app=web", 10).await?);

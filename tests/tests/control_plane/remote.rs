@@ -207,9 +207,14 @@ async fn health_is_for_everybody_and_metrics_for_whom_the_api_lets() -> Result<(
         (StatusCode::FORBIDDEN, message.to_owned())
     );
     let scraper = token(&world, "scraper", "system:monitoring").await?;
-    let (status, text) = remote.get("/metrics", Some(&scraper)).await?;
-    assert_eq!(status, StatusCode::OK);
-    assert!(text.contains("workqueue_depth{name=\"deployment\"}"), "{text}");
+    // A queue is listed once its controller has begun, which may be after the server has.
+    eventually("the depth of a queue", || async {
+        let (status, text) = remote.get("/metrics", Some(&scraper)).await.ok()?;
+        let told = text.contains("workqueue_depth{name=\"deployment\"}");
+        (status == StatusCode::OK && told).then_some(())
+    })
+    .await
+    .with_context(|| remote.log())?;
     assert_eq!(
         refused(remote.get("/api", Some(&scraper)).await)?.0,
         StatusCode::NOT_FOUND

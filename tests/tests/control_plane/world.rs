@@ -36,7 +36,8 @@ fn controllers() -> ControllersConfig {
             "fd00:10:244::/56".parse().unwrap(),
         ],
         node_monitor_period: Duration::from_millis(200),
-        node_monitor_grace_period: Duration::from_secs(3),
+        // But this one: a simulated node that stalls with this process is not dead.
+        node_monitor_grace_period: Duration::from_mins(2),
         pod_eviction_timeout: Duration::from_secs(1),
         pod_gc_period: Duration::from_millis(500),
         ..ControllersConfig::default()
@@ -180,7 +181,7 @@ impl World {
         eventually("the API to be back", || async { ready.exists().then_some(()) }).await
     }
 
-    /// Adds nodes that are alive, and waits until they have their pod CIDRs.
+    /// Adds nodes that are alive, and waits until they have their pod CIDRs and no taint: a new node is not heard of at first.
     pub(crate) async fn join(&self, names: &[&str]) -> Result<()> {
         let nodes: Api<Node> = Api::all(self.client.clone());
         for name in names {
@@ -195,14 +196,11 @@ impl World {
                 .await?;
         }
         for name in names {
-            eventually(&format!("pod CIDRs of {name}"), || async {
-                nodes
-                    .get(name)
-                    .await
-                    .ok()?
-                    .spec?
-                    .pod_cidrs
-                    .filter(|cidrs| !cidrs.is_empty())
+            eventually(&format!("{name} to have pod CIDRs and no taint"), || async {
+                let spec = nodes.get(name).await.ok()?.spec?;
+                let has_cidrs = spec.pod_cidrs.is_some_and(|cidrs| !cidrs.is_empty());
+                let is_untainted = spec.taints.is_none_or(|taints| taints.is_empty());
+                (has_cidrs && is_untainted).then_some(())
             })
             .await?;
         }

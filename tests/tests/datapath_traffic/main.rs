@@ -100,8 +100,9 @@ fn udp(client: &str, server: &str, address: IpAddr, length: usize) -> (IpAddr, u
         let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         let socket = UdpSocket::bind(any).expect("bind");
         socket.connect(target).expect("connect");
+        // Attempts are counted, so none may end early because the machine is busy.
         socket
-            .set_read_timeout(Some(Duration::from_millis(200)))
+            .set_read_timeout(Some(Duration::from_secs(2)))
             .expect("timeout");
         let sent = pattern(length);
         let mut buffer = vec![0; 65_536];

@@ -26,6 +26,8 @@ pub(crate) const NODE: &str = "node-a";
 pub(crate) const NODE_V4: &str = "192.0.2.1";
 pub(crate) const NODE_V6: &str = "2001:db8::1";
 pub(crate) const POD_CIDRS: [&str; 2] = ["10.7.1.0/24", "fd07:0:0:1::/64"];
+/// The kernel does much of this some time after it was asked to.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs a test on a thread with namespaces of its own, which has an underlay device.
 pub(crate) fn in_namespaces<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
@@ -43,6 +45,12 @@ pub(crate) fn in_namespaces<F: Future<Output = ()>>(test: impl FnOnce() -> F + S
         ] {
             ip(line);
         }
+        // The kernel hears of the carrier some time after, and adds an address and a route to the device then.
+        weft_lab::wait_for("the carrier of under0", PATIENCE, || {
+            let routes = ip("-6 route show dev under0");
+            routes.contains("fe80::/64").then_some(())
+        })
+        .unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -100,7 +108,7 @@ pub(crate) fn host_ends() -> Vec<String> {
 }
 
 pub(crate) async fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "{what} did not happen");
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -105,6 +105,13 @@ async fn kubectl_client_kubectl_describe_should_check_if_kubectl_describe_prints
         .and_then(|spec| spec.node_name);
     let node = node.context("a node")?;
     let describe = async |what: &[&str]| world.kubectl(&[&["describe"][..], what].concat()).await;
+    // What controllers have to find out is told some time after the pod is ready.
+    let says = async |what: &[&str], parts: &[&str]| {
+        eventually(&format!("kubectl describe {what:?} to say {parts:?}"), || async {
+            contains(&describe(what).await.ok()?, parts).ok()
+        })
+        .await
+    };
     contains(
         &describe(&["pod", &pods[0]]).await?,
         &[
@@ -121,9 +128,8 @@ async fn kubectl_client_kubectl_describe_should_check_if_kubectl_describe_prints
             "Image:",
         ],
     )?;
-    let rc = describe(&["rc", "agnhost-primary"]).await?;
-    contains(
-        &rc,
+    says(
+        &["rc", "agnhost-primary"],
         &[
             "Name:",
             "agnhost-primary",
@@ -141,9 +147,10 @@ async fn kubectl_client_kubectl_describe_should_check_if_kubectl_describe_prints
             "Image:",
             "Events:",
         ],
-    )?;
-    contains(
-        &describe(&["service", "agnhost-primary"]).await?,
+    )
+    .await?;
+    says(
+        &["service", "agnhost-primary"],
         &[
             "Name:",
             "agnhost-primary",
@@ -159,7 +166,8 @@ async fn kubectl_client_kubectl_describe_should_check_if_kubectl_describe_prints
             ":6379",
             "Session Affinity:",
         ],
-    )?;
+    )
+    .await?;
     contains(
         &describe(&["node", &node]).await?,
         &[
