@@ -51,12 +51,17 @@ fn remember(path: &Path, cluster: &Cluster) -> io::Result<()> {
 /// What the datapath needs of a node.
 fn record(node: &Node) -> NodeRecord {
     let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref());
-    let ips: Vec<IpAddr> = addresses
+    let mut ips: Vec<IpAddr> = Vec::new();
+    let internal = addresses
         .into_iter()
         .flatten()
-        .filter(|address| address.type_ == "InternalIP")
-        .filter_map(|address| address.address.parse().ok())
-        .collect();
+        .filter(|address| address.type_ == "InternalIP");
+    for ip in internal.filter_map(|address| address.address.parse::<IpAddr>().ok()) {
+        // One of each family, the first: whatever else a node claims would lead others' traffic to it.
+        if ips.iter().all(|known| known.is_ipv4() != ip.is_ipv4()) {
+            ips.push(ip);
+        }
+    }
     let spec = node.spec.as_ref();
     let many = spec.and_then(|spec| spec.pod_cidrs.clone()).unwrap_or_default();
     let one = spec.and_then(|spec| spec.pod_cidr.clone());
@@ -182,5 +187,27 @@ impl NodeSync {
             tracing::warn!(path = %self.memory.display(), %error, "the cluster cannot be remembered");
         }
         self.cluster.send_replace(cluster);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_one_address_of_each_family() {
+        let address = |kind: &str, address: &str| serde_json::json!({"type": kind, "address": address});
+        let node: Node = serde_json::from_value(
+            serde_json::json!({"metadata": {"name": "n"}, "status": {"addresses": [
+                address("Hostname", "n"),
+                address("ExternalIP", "203.0.113.1"),
+                address("InternalIP", "192.0.2.1"),
+                address("InternalIP", "198.51.100.1"),
+                address("InternalIP", "fd00::1"),
+            ]}}),
+        )
+        .unwrap();
+        let wanted: [IpAddr; 2] = ["192.0.2.1".parse().unwrap(), "fd00::1".parse().unwrap()];
+        assert_eq!(record(&node).ips, wanted);
     }
 }

@@ -15,8 +15,10 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
 };
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
 use sha2::{Digest as _, Sha256};
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::oid_registry::{OID_X509_COMMON_NAME, OID_X509_ORGANIZATION_NAME};
 use x509_parser::prelude::FromDer as _;
 
 /// How long the authority is valid.
@@ -140,14 +142,14 @@ impl Authority {
         self.issue(params)
     }
 
-    /// Signs a request for a client's certificate. Only its name and key are taken over.
+    /// Signs a request for a client's certificate. Its key is taken over, and of its name what was read of it.
     ///
     /// # Errors
-    /// If the request cannot be read or its own signature is wrong.
-    pub fn sign_client(&self, request: &str, seconds: u64) -> Result<String, PkiError> {
-        let mut request = CertificateSigningRequestParams::from_pem(request)?;
+    /// If the request's own signature is wrong.
+    pub fn sign_client(&self, asked: &ClientRequest, seconds: u64) -> Result<String, PkiError> {
+        let mut request = CertificateSigningRequestParams::from_der(&asked.der)?;
         let mut params = CertificateParams::default();
-        params.distinguished_name = request.params.distinguished_name.clone();
+        params.distinguished_name = name(&asked.user, asked.organization.as_deref());
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         set_validity(&mut params, seconds);
@@ -185,19 +187,61 @@ fn generate() -> Result<Credentials, PkiError> {
     })
 }
 
-/// The common name and organisations that a certificate request asks for.
-pub fn request_subject(pem: &str) -> Option<(String, Vec<String>)> {
-    let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok()?;
-    let (_, request) =
-        x509_parser::certification_request::X509CertificationRequest::from_der(&block.contents).ok()?;
-    let subject = &request.certification_request_info.subject;
-    let user = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
-    let organizations = subject
-        .iter_organization()
-        .map(|organization| organization.as_str().map(str::to_owned))
-        .collect::<Result<_, _>>()
-        .ok()?;
-    Some((user, organizations))
+/// A request for a client's certificate, read once: what is checked of it is what is signed.
+#[derive(Debug)]
+pub struct ClientRequest {
+    der: CertificateSigningRequestDer<'static>,
+    /// The name that it asks for.
+    pub user: String,
+    /// The group that it asks for.
+    pub organization: Option<String>,
+}
+
+impl ClientRequest {
+    /// Reads a request.
+    ///
+    /// # Errors
+    /// Why it is none that can be signed: it must be one PEM block and nothing else, and its name one common name and at most
+    /// one organization.
+    pub fn read(pem: &str) -> Result<Self, &'static str> {
+        const BEGIN: &str = "-----BEGIN CERTIFICATE REQUEST-----";
+        const END: &str = "-----END CERTIFICATE REQUEST-----";
+        let body = pem
+            .trim()
+            .strip_prefix(BEGIN)
+            .and_then(|text| text.strip_suffix(END));
+        let body: String = body
+            .ok_or("the request is not one block of PEM of type CERTIFICATE REQUEST")?
+            .split_ascii_whitespace()
+            .collect();
+        let der = STANDARD
+            .decode(body)
+            .map_err(|_| "the request is not one block of PEM of type CERTIFICATE REQUEST")?;
+        let (rest, request) =
+            X509CertificationRequest::from_der(&der).map_err(|_| "the request cannot be read")?;
+        if !rest.is_empty() {
+            return Err("there is more after the request");
+        }
+        let (mut users, mut organizations) = (Vec::new(), Vec::new());
+        for attribute in request.certification_request_info.subject.iter_attributes() {
+            let list = match attribute.attr_type() {
+                kind if *kind == OID_X509_COMMON_NAME => &mut users,
+                kind if *kind == OID_X509_ORGANIZATION_NAME => &mut organizations,
+                _ => continue,
+            };
+            let text = attribute.as_str().map_err(|_| "the subject is no text")?;
+            list.push(text.to_owned());
+        }
+        match (users.as_slice(), organizations.as_slice()) {
+            ([user], [] | [_]) if !user.is_empty() => Ok(Self {
+                user: user.clone(),
+                organization: organizations.pop(),
+                der: der.into(),
+            }),
+            ([_], [_, _, ..]) => Err("the subject has more than one organization"),
+            _ => Err("the subject has not exactly one common name"),
+        }
+    }
 }
 
 /// A certificate's DER from its PEM.

@@ -26,6 +26,9 @@ use crate::auth::Identity;
 /// Lines that may wait for the disk.
 const QUEUE: usize = 16_384;
 
+/// What of an error's message is kept.
+const MAX_MESSAGE_BYTES: usize = 1024;
+
 /// Where the log goes and how much is kept of it.
 #[derive(Clone, Debug)]
 pub struct AuditConfig {
@@ -258,7 +261,15 @@ impl Trail {
         if let Some(error) = error {
             event["responseStatus"]["status"] = json!("Failure");
             event["responseStatus"]["reason"] = json!(error.reason);
-            event["responseStatus"]["message"] = json!(error.message);
+            // It may quote what was sent or what was stored.
+            let secret = self
+                .path
+                .as_ref()
+                .is_some_and(|path| path.group.is_empty() && path.plural == "secrets");
+            if !secret {
+                let end = error.message.floor_char_boundary(MAX_MESSAGE_BYTES);
+                event["responseStatus"]["message"] = json!(error.message[..end]);
+            }
         }
         event
     }

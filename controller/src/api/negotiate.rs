@@ -18,8 +18,10 @@ pub(crate) enum Form {
     Metadata,
 }
 
+/// Media types that bodies can have.
+const READ: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 /// Media types that answers can have.
-const ACCEPTED: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
+const WRITTEN: &str = "application/json";
 
 /// Chooses the form from the Accept header: the first that can be served.
 ///
@@ -55,7 +57,7 @@ pub(crate) fn form(headers: &HeaderMap, objects_only: bool) -> Result<Form, ApiE
             Some(_) => {}
         }
     }
-    Err(ApiError::not_acceptable(ACCEPTED))
+    Err(ApiError::not_acceptable(WRITTEN))
 }
 
 /// A body, read.
@@ -94,7 +96,7 @@ pub fn decode(headers: &HeaderMap, body: &Bytes) -> Result<Decoded, ApiError> {
                 duplicates: Vec::new(),
             })
         }
-        _ => Err(ApiError::unsupported_media_type(ACCEPTED)),
+        _ => Err(ApiError::unsupported_media_type(READ)),
     }
 }
 
@@ -119,12 +121,9 @@ pub(crate) fn decode_yaml(body: &[u8]) -> Result<Decoded, ApiError> {
     {
         return Ok(decoded);
     }
-    let value = serde_yaml_ng::from_slice(body)
+    let (value, duplicates) = json::parse_yaml_with_duplicates(body)
         .map_err(|error| ApiError::bad_request(format!("error parsing YAML: {error}")))?;
-    Ok(Decoded {
-        value,
-        duplicates: Vec::new(),
-    })
+    Ok(Decoded { value, duplicates })
 }
 
 #[cfg(test)]

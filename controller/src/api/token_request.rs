@@ -42,7 +42,7 @@ pub(super) fn create(call: &Call, request: &Value) -> Result<Reply, ApiError> {
     let bound = bound(call, &account, &spec["boundObjectRef"])?;
     let pod = bound.iter().find(|(kind, _)| *kind == "pod").map(|(_, pod)| pod);
     if let Some(node) = call.identity.node() {
-        node_may(node, &spec["boundObjectRef"], pod)
+        node_may(node, &spec["boundObjectRef"], pod, &audiences)
             .map_err(|why| ApiError::forbidden(&call.resource, name, &why))?;
     }
     let end = call.now.as_second() + seconds;
@@ -159,8 +159,8 @@ fn bound(call: &Call, account: &Value, reference: &Value) -> Result<Vec<(&'stati
     Ok(bound)
 }
 
-/// A node gets tokens for its own pods only.
-fn node_may(node: &str, reference: &Value, pod: Option<&Value>) -> Result<(), String> {
+/// A node gets tokens for its own pods only, and for whom their volumes say.
+fn node_may(node: &str, reference: &Value, pod: Option<&Value>, audiences: &[String]) -> Result<(), String> {
     let Some(pod) = pod else {
         return Err("node requested token not bound to a pod".to_owned());
     };
@@ -170,5 +170,17 @@ fn node_may(node: &str, reference: &Value, pod: Option<&Value>) -> Result<(), St
     if pod["spec"]["nodeName"] != node {
         return Err("node requested token bound to a pod scheduled on a different node".to_owned());
     }
-    Ok(())
+    let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
+    let sources = volumes.filter_map(|volume| volume["projected"]["sources"].as_array());
+    let named: Vec<&Value> = sources
+        .flatten()
+        .map(|source| &source["serviceAccountToken"]["audience"])
+        .collect();
+    match audiences
+        .iter()
+        .find(|audience| *audience != ISSUER && !named.contains(&&Value::from(audience.as_str())))
+    {
+        Some(audience) => Err(format!("audience {audience:?} not found in pod spec volume")),
+        None => Ok(()),
+    }
 }

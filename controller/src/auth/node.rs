@@ -81,6 +81,10 @@ pub(super) fn decide(node: &str, request: &Attributes<'_>) -> Verdict {
     match (group, resource, subresource) {
         ("", "secrets" | "configmaps", "") if !reads => denied("can only read resources of this type"),
         ("", "secrets" | "configmaps", "") if name.is_empty() => denied("No Object name found"),
+        // A list of all namespaces by one name.
+        ("", "secrets" | "configmaps" | "persistentvolumeclaims", _) if namespace.is_empty() => {
+            denied("can only read namespaced object of this type")
+        }
         ("", "secrets" | "configmaps", "") => Verdict::IfNeeded,
         ("", "persistentvolumeclaims" | "persistentvolumes", "") if reads && !name.is_empty() => {
             Verdict::IfNeeded
@@ -164,6 +168,14 @@ mod tests {
         ] {
             let verdict = decide(request(verb, resource, below, name));
             assert!(matches!(verdict, Verdict::Denied(_)), "{verb} {resource}");
+        }
+        // A list of all namespaces that names one object.
+        for resource in ["secrets", "configmaps", "persistentvolumeclaims"] {
+            let everywhere = Attributes {
+                namespace: "",
+                ..request("list", resource, "", "s")
+            };
+            assert!(matches!(decide(everywhere), Verdict::Denied(_)), "{resource}");
         }
         assert_eq!(
             decide(request("patch", "nodes", "status", "n1")),

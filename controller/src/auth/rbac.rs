@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::authorizer::{Attributes, PathAttributes};
 
 /// What some verbs may be used on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Rule {
     /// The verbs; `*` stands for all, here and below.
     pub verbs: Vec<String>,
@@ -105,6 +105,16 @@ impl Rule {
                     .iter()
                     .any(|own| resource_matches(own, plural, subresource))
             })
+    }
+
+    /// How many things it is about.
+    pub(crate) fn parts(&self) -> usize {
+        let objects = self.resources.len().saturating_mul(self.names.len().max(1));
+        let things = self
+            .paths
+            .len()
+            .saturating_add(self.groups.len().saturating_mul(objects));
+        self.verbs.len().saturating_mul(things)
     }
 
     /// The rule as rules about one thing each.

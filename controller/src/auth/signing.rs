@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::authorizer::{Attributes, Authorizer};
 use super::{Identity, MASTERS, NODES};
-use crate::pki::{Authority, PkiError};
+use crate::pki::{Authority, ClientRequest, PkiError};
 
 /// The signer of nodes' client certificates.
 pub const NODE_CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
@@ -30,11 +30,8 @@ fn attributes<'a>(verb: &'a str, resource: &'a str, subresource: &'a str, name: 
 
 /// Why a request must not even be made; `None` if it may.
 pub fn refusal(csr: &Value) -> Option<String> {
-    let asks_for_masters = || {
-        let (_, organizations) = crate::pki::request_subject(&pem(csr)?)?;
-        Some(organizations.iter().any(|organization| organization == MASTERS))
-    };
-    (csr["spec"]["signerName"] == CLIENT_SIGNER && asks_for_masters() == Some(true))
+    let asks_for_masters = || asked(csr).is_ok_and(|asked| asked.organization.as_deref() == Some(MASTERS));
+    (csr["spec"]["signerName"] == CLIENT_SIGNER && asks_for_masters())
         .then(|| format!("use of {CLIENT_SIGNER} signer with {MASTERS} group is not allowed"))
 }
 
@@ -50,11 +47,11 @@ pub fn approve_and_sign(
     csr: &mut Value,
     now: &str,
 ) -> Result<(), PkiError> {
-    if csr["spec"]["signerName"] != NODE_CLIENT_SIGNER || problem(csr).is_some() {
+    if csr["spec"]["signerName"] != NODE_CLIENT_SIGNER {
         return Ok(());
     }
-    let user = pem(csr).and_then(|pem| crate::pki::request_subject(&pem));
-    let own = user.is_some_and(|(user, _)| user == requestor.user);
+    let Ok(asked) = checked(csr) else { return Ok(()) };
+    let own = asked.user == requestor.user;
     let may = |kind: &str| {
         let request = attributes("create", "certificatesigningrequests", kind, "");
         authorizer.decide(requestor, &request).is_allowed()
@@ -109,16 +106,18 @@ pub fn sign_approved(authority: &Authority, csr: &mut Value, now: &str) -> Resul
     if !has("Approved") || has("Denied") || has("Failed") || csr["status"]["certificate"].is_string() {
         return Ok(());
     }
-    if let Some(why) = problem(csr) {
-        if let Some(conditions) = csr["status"]["conditions"].as_array_mut() {
-            conditions.push(json!({
-                "type": "Failed", "status": "True", "reason": "SignerValidationFailure", "message": why,
-                "lastUpdateTime": now, "lastTransitionTime": now,
-            }));
+    let request = match checked(csr) {
+        Ok(request) => request,
+        Err(why) => {
+            if let Some(conditions) = csr["status"]["conditions"].as_array_mut() {
+                conditions.push(json!({
+                    "type": "Failed", "status": "True", "reason": "SignerValidationFailure", "message": why,
+                    "lastUpdateTime": now, "lastTransitionTime": now,
+                }));
+            }
+            return Ok(());
         }
-        return Ok(());
-    }
-    let Some(request) = pem(csr) else { return Ok(()) };
+    };
     let seconds = csr["spec"]["expirationSeconds"]
         .as_u64()
         .unwrap_or(LONGEST_SECONDS);
@@ -127,16 +126,15 @@ pub fn sign_approved(authority: &Authority, csr: &mut Value, now: &str) -> Resul
     Ok(())
 }
 
-fn pem(csr: &Value) -> Option<String> {
-    let bytes = STANDARD.decode(csr["spec"]["request"].as_str()?).ok()?;
-    String::from_utf8(bytes).ok()
+fn asked(csr: &Value) -> Result<ClientRequest, &'static str> {
+    let bytes = STANDARD.decode(csr["spec"]["request"].as_str().unwrap_or_default());
+    let pem = bytes.ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    ClientRequest::read(&pem.ok_or("the request is no text")?)
 }
 
-/// What its signer cannot accept in a request.
-fn problem(csr: &Value) -> Option<String> {
-    let Some((user, organizations)) = pem(csr).and_then(|pem| crate::pki::request_subject(&pem)) else {
-        return Some("the request is no certificate request with a common name".to_owned());
-    };
+/// The request, if its signer can accept it, or why not.
+fn checked(csr: &Value) -> Result<ClientRequest, String> {
+    let asked = asked(csr)?;
     let usages: Vec<&str> = csr["spec"]["usages"]
         .as_array()
         .into_iter()
@@ -144,22 +142,22 @@ fn problem(csr: &Value) -> Option<String> {
         .map(|usage| usage.as_str().unwrap_or_default())
         .collect();
     if !usages.contains(&USAGES[0]) || usages.iter().any(|usage| !USAGES.contains(usage)) {
-        return Some(format!(
+        return Err(format!(
             "usages did not match {USAGES:?}, of which {:?} is required",
             USAGES[0]
         ));
     }
     // Nobody becomes a master by a certificate that was asked for.
-    if organizations.iter().any(|organization| organization == MASTERS) {
-        return Some(format!("organization {MASTERS} is not signed for"));
+    if asked.organization.as_deref() == Some(MASTERS) {
+        return Err(format!("organization {MASTERS} is not signed for"));
     }
     if csr["spec"]["signerName"] == NODE_CLIENT_SIGNER {
-        let name = user.strip_prefix("system:node:").unwrap_or_default();
-        if name.is_empty() || organizations != [NODES] {
-            return Some(format!(
+        let name = asked.user.strip_prefix("system:node:").unwrap_or_default();
+        if name.is_empty() || asked.organization.as_deref() != Some(NODES) {
+            return Err(format!(
                 "subject common name does not begin with system:node: or subject organization is not {NODES}"
             ));
         }
     }
-    None
+    Ok(asked)
 }

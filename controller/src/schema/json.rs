@@ -2,19 +2,23 @@
 
 use std::fmt;
 
-use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 /// Parses a JSON text. As in Go the last of duplicate keys wins; the paths of all that came twice are returned beside
 /// the value, in the order found, each once.
 pub fn parse_with_duplicates(text: &[u8]) -> Result<(Value, Vec<String>), serde_json::Error> {
-    let mut found = Found {
-        path: String::new(),
-        duplicates: Vec::new(),
-    };
+    let mut found = Found::within(text.len());
     let mut deserializer = serde_json::Deserializer::from_slice(text);
     let value = Node(&mut found).deserialize(&mut deserializer)?;
     deserializer.end()?;
+    Ok((value, found.duplicates))
+}
+
+/// The same of a YAML text. What its aliases repeat must not make more of it than it could say itself.
+pub fn parse_yaml_with_duplicates(text: &[u8]) -> Result<(Value, Vec<String>), serde_yaml_ng::Error> {
+    let mut found = Found::within(text.len());
+    let value = Node(&mut found).deserialize(serde_yaml_ng::Deserializer::from_slice(text))?;
     Ok((value, found.duplicates))
 }
 
@@ -24,6 +28,25 @@ const MOST_DUPLICATES: usize = 100;
 struct Found {
     path: String,
     duplicates: Vec<String>,
+    /// How many values and bytes of text may still come.
+    room: usize,
+}
+
+impl Found {
+    /// For a text of so many bytes: a value takes one at least, and an escape makes no more than twice its length.
+    fn within(bytes: usize) -> Self {
+        Self {
+            path: String::new(),
+            duplicates: Vec::new(),
+            room: 4 * bytes + 16,
+        }
+    }
+
+    fn take<E: de::Error>(&mut self, amount: usize) -> Result<(), E> {
+        let left = self.room.checked_sub(amount);
+        self.room = left.ok_or_else(|| E::custom("aliases make it too large"))?;
+        Ok(())
+    }
 }
 
 struct Node<'a>(&'a mut Found);
@@ -32,6 +55,7 @@ impl<'de> DeserializeSeed<'de> for Node<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        self.0.take(1)?;
         deserializer.deserialize_any(self)
     }
 }
@@ -61,11 +85,13 @@ impl<'de> Visitor<'de> for Node<'_> {
             .ok_or_else(|| E::custom("number out of range"))
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<Value, E> {
+        self.0.take(value.len())?;
         Ok(Value::String(value.to_owned()))
     }
 
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+    fn visit_string<E: de::Error>(self, value: String) -> Result<Value, E> {
+        self.0.take(value.len())?;
         Ok(Value::String(value))
     }
 
@@ -78,7 +104,7 @@ impl<'de> Visitor<'de> for Node<'_> {
     }
 
     fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        Value::deserialize(deserializer)
+        deserializer.deserialize_any(self)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
@@ -101,6 +127,7 @@ impl<'de> Visitor<'de> for Node<'_> {
         let length = found.path.len();
         let mut object = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
+            found.take(key.len())?;
             if length > 0 {
                 found.path.push('.');
             }
@@ -133,6 +160,38 @@ mod tests {
         assert_eq!(duplicates, ["a", "spec.list[0].x"]);
         assert_eq!(value["a"], json!(3));
         assert_eq!(value["spec"]["list"], json!([{"x": {"y": null}}, {"x": 2}]));
+    }
+
+    #[test]
+    fn aliases_make_a_yaml_text_no_larger_than_it_could_be() {
+        let parse = |text: &str| parse_yaml_with_duplicates(text.as_bytes());
+        let (value, duplicates) = parse("a: &x {k: [1, two]}\nb: *x\nc: 1\nc: 2\n").expect("small");
+        assert_eq!(value["b"], value["a"]);
+        assert_eq!((value["c"].clone(), duplicates), (json!(2), vec!["c".to_owned()]));
+        let list = "0,".repeat(50_000);
+        let bomb = format!("a: &x [{list}]\nb: [{}]\n", "*x,".repeat(50_000));
+        assert!(parse(&bomb).is_err());
+        let text = "y".repeat(50_000);
+        let bomb = format!("a: &x {text}\nb: [{}]\n", "*x,".repeat(50_000));
+        assert!(parse(&bomb).is_err());
+        let bomb = format!("a: &x {{{text}: 1}}\nb: [{}]\n", "*x,".repeat(50_000));
+        assert!(parse(&bomb).is_err());
+        // Whatever has no aliases has room.
+        for text in [
+            "[,]",
+            "? \n",
+            "a:\nb:\n",
+            "\"\\L\\P\\N\"",
+            "- - - -",
+            "{a,b,c}",
+            "--- x",
+        ] {
+            let plain = serde_yaml_ng::from_str::<Value>(text).map_err(|error| error.to_string());
+            let ours = parse(text)
+                .map(|(value, _)| value)
+                .map_err(|error| error.to_string());
+            assert_eq!(plain.is_ok(), ours.is_ok(), "{text} {ours:?}");
+        }
     }
 
     #[test]

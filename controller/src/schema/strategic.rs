@@ -4,6 +4,8 @@
 //! strategy merges by its key (or as a set of scalars), any other list is replaced. Directives in the patch: `$patch`
 //! (`delete`, `replace`), `$retainKeys`, `$deleteFromPrimitiveList/<field>`, `$setElementOrder/<field>`.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Map, Value};
 
 use super::facts::{Field, Shape};
@@ -109,6 +111,7 @@ fn delete_from_primitive_list(original: &mut Object, name: &str, gone: &Value) -
     let gone = gone
         .as_array()
         .ok_or_else(|| malformed("invalid patch format of primitive list"))?;
+    let gone: HashSet<&Value> = gone.iter().collect();
     if let Some(Value::Array(items)) = original.get_mut(name) {
         items.retain(|item| !gone.contains(item));
     }
@@ -173,21 +176,40 @@ fn check_order(changes: &[Value], order: &[Value], key: Option<&str>, name: &str
     Ok(())
 }
 
-fn same_item(a: &Value, b: &Value, key: Option<&str>) -> bool {
+/// What an item of a list is known by.
+fn identity<'a>(item: &'a Value, key: Option<&str>) -> Option<&'a Value> {
     match key {
-        Some(key) => matches!((a.get(key), b.get(key)), (Some(a), Some(b)) if a == b),
-        None => a == b,
+        Some(key) => item.get(key),
+        None => Some(item),
     }
+}
+
+fn same_item(a: &Value, b: &Value, key: Option<&str>) -> bool {
+    identity(a, key).is_some_and(|a| identity(b, key) == Some(a))
 }
 
 /// Orders `merged`: items of `order` as it lists them, the others as the server had them, interleaved so that an item
 /// only the server knows stays in front of those it stood in front of.
-fn in_order(merged: Vec<Value>, order: &[Value], server: &[Value], key: Option<&str>) -> Vec<Value> {
-    let place = |list: &[Value], item: &Value| list.iter().position(|other| same_item(other, item, key));
+fn in_order<'a>(
+    merged: Vec<Value>,
+    order: &'a [Value],
+    server: &'a [Value],
+    key: Option<&str>,
+) -> Vec<Value> {
+    let places = |list: &'a [Value]| {
+        let mut places: HashMap<&Value, usize> = HashMap::new();
+        for (place, item) in list.iter().enumerate() {
+            if let Some(item) = identity(item, key) {
+                places.entry(item).or_insert(place);
+            }
+        }
+        move |item: &Value| identity(item, key).and_then(|item| places.get(item).copied())
+    };
+    let (in_order, in_server) = (places(order), places(server));
     let (mut listed, mut others): (Vec<Value>, Vec<Value>) =
-        merged.into_iter().partition(|item| place(order, item).is_some());
-    listed.sort_by_key(|item| place(order, item));
-    others.sort_by_key(|item| place(server, item).unwrap_or(usize::MAX));
+        merged.into_iter().partition(|item| in_order(item).is_some());
+    listed.sort_by_cached_key(&in_order);
+    others.sort_by_cached_key(|item| in_server(item).unwrap_or(usize::MAX));
     let mut result = Vec::with_capacity(listed.len() + others.len());
     let (mut listed, mut others) = (listed.into_iter().peekable(), others.into_iter().peekable());
     loop {
@@ -196,7 +218,7 @@ fn in_order(merged: Vec<Value>, order: &[Value], server: &[Value], key: Option<&
             (Some(_), None) => true,
             (None, Some(_)) => false,
             (Some(other), Some(item)) => {
-                matches!((place(server, other), place(server, item)), (Some(o), Some(i)) if o < i)
+                matches!((in_server(other), in_server(item)), (Some(o), Some(i)) if o < i)
             }
         };
         result.extend(if other_first { others.next() } else { listed.next() });
@@ -214,19 +236,16 @@ fn merge_list(
         _ => Shape::Raw,
     };
     if !patch.iter().chain(&original).any(Value::is_object) {
-        let mut merged: Vec<Value> = Vec::with_capacity(original.len() + patch.len());
-        for item in original.iter().chain(&patch) {
-            if !merged.contains(item) {
-                merged.push(item.clone());
-            }
-        }
+        let mut seen = HashSet::new();
+        let all = original.iter().chain(&patch);
+        let merged = all.filter(|item| seen.insert(*item)).cloned().collect();
         return Ok(in_order(merged, &patch, &original, None));
     }
     let name = field.map_or("", |f| f.name);
     let key = field
         .and_then(|f| f.merge_key)
         .ok_or_else(|| malformed(format!("cannot merge lists without merge key for {name}")))?;
-    let mut merged = original.clone();
+    let mut gone = HashSet::new();
     let (mut changes, mut replaced) = (Vec::new(), false);
     for item in patch {
         let Value::Object(mut item) = item else {
@@ -239,8 +258,7 @@ fn merge_list(
             None => changes.push(item),
             Some(Value::String(directive)) if directive == "replace" => replaced = true,
             Some(Value::String(directive)) if directive == "delete" => {
-                let value = merge_key_of(&item, key)?;
-                merged.retain(|other| other.get(key) != Some(value));
+                gone.insert(merge_key_of(&item, key)?.clone());
             }
             Some(Value::String(directive)) if directive == "merge" => {
                 return Err(malformed("merging lists cannot yet be specified in the patch"));
@@ -254,6 +272,14 @@ fn merge_list(
             .map(|item| Value::Object(without_directives(item)))
             .collect());
     }
+    let stays = |item: &&Value| item.get(key).is_none_or(|value| !gone.contains(value));
+    let mut merged: Vec<Value> = original.iter().filter(stays).cloned().collect();
+    let mut places: HashMap<Value, usize> = HashMap::new();
+    for (place, item) in merged.iter().enumerate() {
+        if let Some(value) = item.get(key) {
+            places.entry(value.clone()).or_insert(place);
+        }
+    }
     let mut order = Vec::with_capacity(changes.len());
     for change in changes {
         let value = merge_key_of(&change, key)?.clone();
@@ -261,9 +287,12 @@ fn merge_list(
             key.to_owned(),
             value.clone(),
         )])));
-        match merged.iter_mut().find(|item| item.get(key) == Some(&value)) {
-            Some(Value::Object(item)) => *item = merge_object(inner, std::mem::take(item), change)?,
-            _ => merged.push(Value::Object(merge_object(inner, Object::new(), change)?)),
+        let known = places.get(&value).and_then(|place| merged.get_mut(*place));
+        if let Some(Value::Object(item)) = known {
+            *item = merge_object(inner, std::mem::take(item), change)?;
+        } else {
+            places.insert(value, merged.len());
+            merged.push(Value::Object(merge_object(inner, Object::new(), change)?));
         }
     }
     Ok(in_order(merged, &order, &original, Some(key)))

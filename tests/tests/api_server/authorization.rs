@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use kube::Client;
 use serde_json::{Value, json};
 
-use crate::server::{Server, get, json, send_with};
+use crate::server::{Server, get, json, send, send_with};
 
 const ROLES: &str = "/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles";
 const BINDINGS: &str = "/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings";
@@ -190,6 +190,32 @@ async fn nobody_gives_away_more_than_they_have() -> Result<()> {
     ] {
         refused(&master, &admin, (method, path, body), 403, text).await?;
     }
+    // By a label a role is gathered into another, so that is a grant, too.
+    server.kubectl(&[
+        "create",
+        "clusterrole",
+        "labels",
+        "--verb=patch,get",
+        "--resource=clusterroles",
+    ])?;
+    server.kubectl(&[
+        "create",
+        "clusterrolebinding",
+        "labels",
+        "--clusterrole=labels",
+        "--user=dora",
+    ])?;
+    let dora = server.user("dora", None).await?;
+    let label = json!({"metadata": {"labels": {"rbac.authorization.k8s.io/aggregate-to-view": "true"}}});
+    let path = format!("{CLUSTER_ROLES}/cluster-admin");
+    let kind = "application/merge-patch+json";
+    let (status, answer) = send(&dora, "PATCH", &path, kind, label.to_string()).await?;
+    ensure!(status == 403, "{answer}");
+    // And what takes minutes to compare is not compared.
+    let many = |word: &str| -> Vec<String> { (0..300).map(|number| format!("{word}{number}")).collect() };
+    let huge = json!({"metadata": {"name": "huge"}, "rules": [{
+        "verbs": many("v"), "apiGroups": many("g"), "resources": many("r"), "resourceNames": many("n")}]});
+    refused(&master, &admin, ("POST", ROLES, &huge), 403, "no more than").await?;
     // What is allowed expressly.
     server.kubectl(&[
         "create",

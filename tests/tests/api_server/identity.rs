@@ -78,6 +78,38 @@ async fn nobody_becomes_more_than_a_node_by_asking() -> Result<()> {
         assert_eq!(status, 201, "{answer}");
         assert!(answer["status"]["certificate"].is_null(), "{name}: {answer}");
     }
+    // What is checked of a request is what is signed, however it is written.
+    let (_, master) = certificate_request("x", "system:masters")?;
+    let (_, node) = certificate_request("system:node:n1", "system:nodes")?;
+    let key = rcgen::KeyPair::generate()?;
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    for (kind, value) in [
+        (rcgen::DnType::OrganizationName, "system:nodes"),
+        (rcgen::DnType::CommonName, "system:node:n1"),
+        (
+            rcgen::DnType::CustomDnType(vec![2, 5, 4, 3]),
+            "system:kube-controller-manager",
+        ),
+    ] {
+        params.distinguished_name.push(kind, value);
+    }
+    let two_names = params.serialize_request(&key)?.pem()?;
+    for (name, request) in [
+        ("indented", format!(" {master}{node}")),
+        ("two", format!("{node}{master}")),
+        ("preface", format!("x{master}{node}")),
+        ("names", two_names),
+        ("renamed", node.replace("CERTIFICATE REQUEST", "CERTIFICATE")),
+    ] {
+        let (status, answer) = json(&machine, "POST", REQUESTS, &signing_request(name, &request)).await?;
+        assert_eq!(status, 201, "{answer}");
+        assert!(answer["status"]["certificate"].is_null(), "{name}: {answer}");
+    }
+    let tried = format!("{REQUESTS}?dryRun=All");
+    let (_, answer) = json(&machine, "POST", &tried, &signing_request("tried", &node)).await?;
+    assert!(answer["status"]["certificate"].is_null(), "{answer}");
+
     let (_, request) = certificate_request("system:node:n1", "system:nodes")?;
     let mut forged = signing_request("forged", &request);
     forged["status"] = json!({"conditions": [{"type": "Approved", "status": "True"}], "certificate": "eA=="});

@@ -22,6 +22,12 @@ async fn what_is_too_big_is_refused() -> Result<()> {
         status == 413 && answer["reason"] == "RequestEntityTooLarge",
         "{answer}"
     );
+    // A small text that aliases make a large one.
+    let list = "0,".repeat(200_000);
+    let bomb = format!("a: &a [{list}]\nb: [{}]\n", "*a,".repeat(200_000));
+    let review = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let (status, answer) = send(&client, "POST", review, "application/yaml", bomb).await?;
+    ensure!(status == 400, "{answer}");
     // The limit is on what is buffered, and the read that reaches it may bring as much again.
     let long = "x".repeat(300 << 10);
     let headers = [("x-long", long.as_str())];

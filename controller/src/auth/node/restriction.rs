@@ -103,6 +103,13 @@ fn creates_pod(node: &str, pod: &Value) -> Result<(), String> {
             "node {node:?} can only create pods with spec.nodeName set to itself"
         ));
     }
+    let owners = pod["metadata"]["ownerReferences"].as_array();
+    let own = |owner: &Value| owner["apiVersion"] == "v1" && owner["kind"] == "Node" && owner["name"] == node;
+    if !owners.is_none_or(|owners| owners.len() <= 1 && owners.iter().all(own)) {
+        return Err(format!(
+            "node {node:?} can only create pods with an owner reference set to itself"
+        ));
+    }
     let needs = Needs::of(pod);
     let referred = [
         ("a service account", !needs.account.is_empty()),
@@ -173,6 +180,11 @@ fn writes_node(node: &str, new: &Value, old: Option<&Value>) -> Result<(), Strin
             "node {node:?} is not allowed to {verb}: {}",
             changed.join(", ")
         ));
+    }
+    // What a node gives itself would be taken from others.
+    let range = |key: &str| old.map_or(&Value::Null, |old| &old["spec"][key]) != &new["spec"][key];
+    if range("podCIDR") || range("podCIDRs") {
+        return Err(format!("node {node:?} is not allowed to set its pod CIDRs"));
     }
     let Some(old) = old else { return Ok(()) };
     if old["spec"]["taints"] != new["spec"]["taints"] {
@@ -294,5 +306,25 @@ mod tests {
             ..request("create", "leases", "", "")
         };
         assert!(admits("n1", &lease, &other, None).is_err());
+    }
+
+    #[test]
+    fn a_node_gives_itself_no_pod_cidrs() {
+        let plain = json!({"metadata": {"name": "n1"}, "spec": {}});
+        let given = json!({"metadata": {"name": "n1"}, "spec": {"podCIDR": "10.0.1.0/24", "podCIDRs": ["10.0.1.0/24"]}});
+        let create = request("create", "nodes", "", "n1");
+        assert_eq!(admits("n1", &create, &plain, None), Ok(()));
+        assert!(
+            admits("n1", &create, &given, None)
+                .unwrap_err()
+                .contains("pod CIDRs")
+        );
+        let patch = request("patch", "nodes", "", "n1");
+        assert_eq!(admits("n1", &patch, &given, Some(&given)), Ok(()));
+        assert!(
+            admits("n1", &patch, &given, Some(&plain))
+                .unwrap_err()
+                .contains("pod CIDRs")
+        );
     }
 }

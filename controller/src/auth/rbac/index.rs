@@ -1,6 +1,6 @@
 //! Who has which rules: roles and bindings of the store, found by user, group and namespace without a scan.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -212,9 +212,9 @@ impl Index {
 
     /// All rules that someone has in a namespace, and what is wrong with the bindings.
     pub(crate) fn rules(&self, identity: &Identity, namespace: &str) -> (Vec<Rule>, Vec<String>) {
-        let mut rules = Vec::new();
+        let (mut rules, mut seen) = (Vec::new(), HashSet::new());
         let collected = self.visit(identity, namespace, |rule| {
-            if !rules.contains(rule) {
+            if seen.insert(rule.clone()) {
                 rules.push(rule.clone());
             }
             false
