@@ -173,8 +173,12 @@ impl DaemonSets {
         let mut again = None;
         let mut acted = Ok(());
         if may_act {
-            let mut plan = situation.plan();
+            let mut plan = situation.place();
             again = self.replace_ended(&set, key, &mut plan);
+            // A pod whose replacement waits is no reason to hold back what may mend it.
+            if plan.is_empty() {
+                plan = situation.update();
+            }
             let control = PodControl {
                 context,
                 owner: &*set,
@@ -227,7 +231,8 @@ impl DaemonSets {
         };
         acted?;
         written?;
-        if min_ready > 0 && counts.ready != counts.available {
+        let mut pods = by_node.values().flatten();
+        if min_ready > 0 && pods.any(|pod| pod.ready && !pod.is_available(min_ready, situation.now)) {
             let settled = Duration::from_secs(min_ready.unsigned_abs().into());
             again = Some(again.map_or(settled, |again| settled.min(again)));
         }

@@ -155,18 +155,18 @@ impl Disruption {
         namespace: &str,
         pods: &[Arc<PodView>],
     ) -> Result<i32, ControllerError> {
-        let (mut scales, mut unmanaged): (BTreeMap<String, i32>, HashSet<&str>) =
-            (BTreeMap::new(), HashSet::new());
+        let (mut scales, mut unmanaged, mut asked): (BTreeMap<String, i32>, HashSet<&str>, HashSet<&str>) =
+            (BTreeMap::new(), HashSet::new(), HashSet::new());
         for pod in pods {
             let Some(owner) = controller_of(&pod.metadata) else {
                 unmanaged.insert(pod.name());
                 continue;
             };
-            if scales.contains_key(&owner.uid) {
-                continue;
+            if asked.insert(&owner.uid) {
+                // The sets of one Deployment have one scale.
+                let (uid, replicas) = self.replicas(namespace, owner).await?;
+                scales.insert(uid, replicas);
             }
-            let replicas = self.replicas(namespace, owner).await?;
-            scales.insert(owner.uid.clone(), replicas);
         }
         if !unmanaged.is_empty() {
             let mut names: Vec<_> = unmanaged.into_iter().collect();
@@ -184,8 +184,13 @@ impl Disruption {
         Ok(scales.values().sum())
     }
 
-    /// How many pods a controller should have; a ReplicaSet's Deployment knows better than the set, which a roll-out changes.
-    async fn replicas(&self, namespace: &str, owner: &OwnerReference) -> Result<i32, ControllerError> {
+    /// How many pods a controller should have, and the uid of whoever says so: a ReplicaSet's Deployment knows better than the set,
+    /// which a roll-out changes.
+    async fn replicas(
+        &self,
+        namespace: &str,
+        owner: &OwnerReference,
+    ) -> Result<(String, i32), ControllerError> {
         let context = &self.context;
         let key = ObjectKey::new(namespace, &owner.name);
         if owner.kind == "ReplicaSet"
@@ -195,11 +200,18 @@ impl Disruption {
                 .filter(|set| set.metadata.uid.as_deref() == Some(&owner.uid))
         {
             let above = controller_of(&set.metadata).filter(|above| above.kind == "Deployment");
-            let deployment =
-                above.and_then(|above| context.deployments.get(&ObjectKey::new(namespace, &above.name)));
-            let of_deployment = deployment.and_then(|deployment| deployment.spec.as_ref()?.replicas);
-            let of_set = set.spec.as_ref().and_then(|spec| spec.replicas);
-            return Ok(of_deployment.or(of_set).unwrap_or(1));
+            let deployment = above.and_then(|above| {
+                let found = context.deployments.get(&ObjectKey::new(namespace, &above.name));
+                found.filter(|found| found.metadata.uid.as_ref() == Some(&above.uid))
+            });
+            let of_deployment = deployment.and_then(|deployment| {
+                let uid = deployment.metadata.uid.clone()?;
+                Some((uid, deployment.spec.as_ref()?.replicas.unwrap_or(1)))
+            });
+            return Ok(of_deployment.unwrap_or_else(|| {
+                let of_set = set.spec.as_ref().and_then(|spec| spec.replicas);
+                (owner.uid.clone(), of_set.unwrap_or(1))
+            }));
         }
         let target = Target {
             api_version: owner.api_version.clone(),
@@ -212,7 +224,8 @@ impl Disruption {
             why: "found no controllers for its pods, or it does not implement the scale subresource"
                 .to_owned(),
         })?;
-        Ok(scale.spec.and_then(|spec| spec.replicas).unwrap_or_default())
+        let replicas = scale.spec.and_then(|spec| spec.replicas).unwrap_or_default();
+        Ok((owner.uid.clone(), replicas))
     }
 
     async fn write(

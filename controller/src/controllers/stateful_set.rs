@@ -88,6 +88,11 @@ async fn reconcile(context: &Context, key: &ObjectKey) -> Outcome {
         return Ok(None);
     };
     let Some(spec) = &set.spec else { return Ok(None) };
+    let meta = &set.metadata;
+    if meta.deletion_timestamp.is_some() && meta.finalizers.iter().flatten().any(|name| name == "orphan") {
+        // What it leaves behind is to be nobody's, its claims above all.
+        return Ok(None);
+    }
     let Ok(selector) = strict(spec.selector.clone()) else {
         let message = "This stateful set is selecting all pods. A non-empty selector is required.";
         context

@@ -40,17 +40,16 @@ fn eviction(
 ) -> Eviction {
     let mut due: Option<Timestamp> = None;
     for taint in taints.iter().filter(|taint| taint.effect == "NoExecute") {
-        let matching: Vec<&Toleration> = tolerations.iter().filter(|t| tolerates(t, taint)).collect();
-        let seconds = if matching.is_empty() {
-            if ![NOT_READY, UNREACHABLE].contains(&taint.key.as_str()) {
-                return Eviction::At(Timestamp::MIN);
+        // As in Kubernetes the first that matches counts.
+        let seconds = match tolerations.iter().find(|t| tolerates(t, taint)) {
+            Some(toleration) => {
+                let limit = toleration.toleration_seconds;
+                limit.map(|seconds| SignedDuration::from_secs(seconds.max(0)))
             }
-            Some(SignedDuration::try_from(default).unwrap_or(SignedDuration::MAX))
-        } else {
-            let limits = matching.iter().filter_map(|t| t.toleration_seconds);
-            limits
-                .min()
-                .map(|seconds| SignedDuration::from_secs(seconds.max(0)))
+            None if [NOT_READY, UNREACHABLE].contains(&taint.key.as_str()) => {
+                Some(SignedDuration::try_from(default).unwrap_or(SignedDuration::MAX))
+            }
+            None => return Eviction::At(Timestamp::MIN),
         };
         if let Some(seconds) = seconds {
             let at = since(taint).checked_add(seconds).unwrap_or(Timestamp::MAX);
@@ -245,6 +244,11 @@ mod tests {
             (
                 &down[..],
                 vec![toleration(UNREACHABLE, None), toleration(UNREACHABLE, Some(7))],
+                Eviction::Never,
+            ),
+            (
+                &down[..],
+                vec![toleration(UNREACHABLE, Some(7)), toleration(UNREACHABLE, None)],
                 at(7),
             ),
             (&down[..], vec![toleration(NOT_READY, None)], at(300)),

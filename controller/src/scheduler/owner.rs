@@ -112,6 +112,7 @@ impl Owner {
 
     pub(super) async fn run(&mut self, mut inbox: mpsc::UnboundedReceiver<Message>) {
         let shutdown = self.shutdown.clone();
+        self.take_stock(&mut inbox);
         loop {
             for _ in 0..CHANGES_PER_TURN {
                 let Ok(message) = inbox.try_recv() else { break };
@@ -150,6 +151,18 @@ impl Owner {
                 () = timer => {}
             }
         }
+    }
+
+    /// Takes in all that was there at the start, before the first decision: a node of which half the pods are known looks free.
+    fn take_stock(&mut self, inbox: &mut mpsc::UnboundedReceiver<Message>) {
+        let waiting = std::iter::from_fn(|| inbox.try_recv().ok());
+        // Room is kept for pods on nodes that are known.
+        let (nodes, others): (Vec<_>, Vec<_>) =
+            waiting.partition(|message| matches!(message, Message::Node(_)));
+        nodes
+            .into_iter()
+            .chain(others)
+            .for_each(|message| self.take(message));
     }
 
     fn take(&mut self, message: Message) {

@@ -63,6 +63,8 @@ pub(super) struct Watches {
     pub(super) claims: Arc<Store<ClaimView>>,
     /// Marked whenever a claim changes.
     pub(super) claims_changed: watch::Receiver<()>,
+    volumes: Arc<Store<VolumeView>>,
+    classes: Arc<Store<ClassView>>,
     namespaces: Arc<Store<Namespace>>,
     budgets: Arc<Store<BudgetView>>,
 }
@@ -128,13 +130,13 @@ impl Watches {
             messages,
             shutdown,
         };
-        starter.watch(VolumeView::from as fn(PersistentVolume) -> _, Message::Volume);
-        starter.watch(ClassView::from as fn(StorageClass) -> _, Message::Class);
         let claims = starter.watch(ClaimView::from as fn(PersistentVolumeClaim) -> _, Message::Claim);
         let (mark, claims_changed) = watch::channel(());
         claims.subscribe(move |_| mark.send_replace(()));
         Watches {
             pods,
+            volumes: starter.watch(VolumeView::from as fn(PersistentVolume) -> _, Message::Volume),
+            classes: starter.watch(ClassView::from as fn(StorageClass) -> _, Message::Class),
             nodes: starter.watch(slim_node, Message::Node),
             claims,
             claims_changed,
@@ -143,13 +145,15 @@ impl Watches {
         }
     }
 
-    /// Waits until enough is known: deciding before would overfill nodes. Claims and volumes may come later: pods that need
-    /// them wait for them.
+    /// Waits until all is known: deciding before would overfill nodes, and say of pods that their claims are missing.
     pub(super) async fn wait_synced(&self) {
         self.pods.wait_synced().await;
         self.nodes.wait_synced().await;
         self.namespaces.wait_synced().await;
         self.budgets.wait_synced().await;
+        self.claims.wait_synced().await;
+        self.volumes.wait_synced().await;
+        self.classes.wait_synced().await;
     }
 }
 

@@ -330,3 +330,34 @@ async fn an_autoscaler_follows_its_metrics() -> Result<()> {
     );
     Ok(())
 }
+
+/// "The sets of a Deployment are one": while they are two, the budget does not count their pods twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollout_does_not_use_up_a_budget() -> Result<()> {
+    let world = World::start().await?;
+    world.join(&["n1", "n2"]).await?;
+    let mut web = deployment("web", 4, "img:1");
+    web["spec"]["minReadySeconds"] = json!(300);
+    world.create::<Deployment>(web).await?;
+    world.wait_ready("app=web", 4).await?;
+    let budget = json!({ "metadata": { "name": "web" }, "spec": {
+        "maxUnavailable": 1, "selector": { "matchLabels": { "app": "web" } } } });
+    world.create::<PodDisruptionBudget>(budget).await?;
+    world
+        .merge::<Deployment>(
+            "web",
+            json!({"spec": {"template": {"metadata": {"annotations": {"new": "one"}}}}}),
+        )
+        .await?;
+    eventually("pods of two sets under the budget", || async {
+        let sets = world.sets().await.ok()?;
+        let with_pods = sets
+            .iter()
+            .filter(|set| set.status.as_ref().is_some_and(|status| status.replicas > 0));
+        let pods = world.ready("app=web").await.ok()?.len();
+        let status = world.api::<PodDisruptionBudget>().get("web").await.ok()?.status?;
+        let seen = usize::try_from(status.current_healthy) == Ok(pods);
+        (with_pods.count() == 2 && pods > 4 && seen && status.expected_pods == 4).then_some(())
+    })
+    .await
+}

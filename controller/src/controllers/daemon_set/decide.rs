@@ -86,7 +86,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    fn is_empty(&self) -> bool {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
         self.create.is_empty()
             && self.delete.is_empty()
             && self.failed.is_empty()
@@ -123,14 +124,10 @@ impl Situation<'_> {
         i32::try_from(count).unwrap_or(i32::MAX)
     }
 
-    /// First that every node has what it should have, then, if that is so, the next step of an update.
-    pub fn plan(&self) -> Plan {
-        let plan = self.place();
-        if !plan.is_empty() {
-            return plan;
-        }
+    /// The next step of an update, for when every node has what it should have.
+    pub fn update(&self) -> Plan {
         match self.strategy {
-            Update::OnDelete => plan,
+            Update::OnDelete => Plan::default(),
             Update::Rolling {
                 surge: 0,
                 unavailable,
@@ -139,7 +136,8 @@ impl Situation<'_> {
         }
     }
 
-    fn place(&self) -> Plan {
+    /// That every node has what it should have.
+    pub fn place(&self) -> Plan {
         let mut plan = Plan::default();
         for (node, fitness) in self.nodes {
             match self.pods.get(node) {
@@ -149,7 +147,7 @@ impl Situation<'_> {
                     plan.delete
                         .extend(pods.iter().filter(|pod| !pod.is_terminating()).cloned());
                 }
-                Some(pods) => self.tidy(node, pods, &mut plan),
+                Some(pods) => self.tidy(node, *fitness, pods, &mut plan),
             }
         }
         // Pods that wait for a node which is gone; those that ran there are the pod collector's.
@@ -165,7 +163,7 @@ impl Situation<'_> {
     }
 
     /// A node that may have a pod: pods that ended are replaced, and of several one stays.
-    fn tidy(&self, node: &str, pods: &[Arc<PodView>], plan: &mut Plan) {
+    fn tidy(&self, node: &str, fitness: Fitness, pods: &[Arc<PodView>], plan: &mut Plan) {
         let mut running = Vec::new();
         for pod in pods.iter().filter(|pod| !pod.is_terminating()) {
             match pod.phase {
@@ -173,6 +171,10 @@ impl Situation<'_> {
                 Phase::Succeeded => plan.succeeded.push((node.to_owned(), pod.clone())),
                 Phase::Pending | Phase::Unknown | Phase::Running => running.push(pod.clone()),
             }
+        }
+        if running.is_empty() && fitness.should_run && self.strategy.surges() {
+            // Beside one that goes or has failed there is room for another.
+            plan.create.push(node.to_owned());
         }
         if running.len() <= 1 {
             return;
@@ -369,10 +371,16 @@ mod tests {
         }
 
         fn plan(&self, strategy: Update) -> (Vec<String>, Vec<String>) {
-            let plan = self.situation(strategy).plan();
+            let plan = plan(&self.situation(strategy));
             let names = plan.delete.iter().map(|pod| pod.name().to_owned());
             (plan.create, names.collect())
         }
+    }
+
+    /// One pass, in which no back-off is waited for.
+    fn plan(situation: &Situation<'_>) -> Plan {
+        let plan = situation.place();
+        if plan.is_empty() { situation.update() } else { plan }
     }
 
     fn strings(names: &[&str]) -> Vec<String> {
@@ -430,8 +438,8 @@ mod tests {
         let done = with(&pod("done", "b", "new", false), |pod| {
             pod.phase = Phase::Succeeded;
         });
-        let plan = World::of(&[("a", RUN), ("b", RUN)], vec![failed, done]);
-        let plan = plan.situation(Update::OnDelete).plan();
+        let world = World::of(&[("a", RUN), ("b", RUN)], vec![failed, done]);
+        let plan = plan(&world.situation(Update::OnDelete));
         assert_eq!(plan.failed[0].1.name(), "failed");
         assert_eq!(plan.succeeded[0].1.name(), "done");
     }
@@ -486,6 +494,28 @@ mod tests {
     }
 
     #[test]
+    fn beside_one_that_goes_or_has_failed_a_surge_has_room() {
+        let surge = Update::Rolling {
+            surge: 1,
+            unavailable: 0,
+        };
+        let failed = with(&pod("failed", "a", "old", false), |pod| pod.phase = Phase::Failed);
+        let leaving = with(&pod("leaving", "b", "old", true), |pod| {
+            pod.metadata.deletion_timestamp = Some(Time(now()));
+        });
+        let world = World::of(&[("a", RUN), ("b", RUN)], vec![failed.clone(), leaving]);
+        assert_eq!(world.plan(surge).0, ["a", "b"]);
+        assert!(world.plan(Update::OnDelete).0.is_empty());
+        // While the replacement of one waits, the update goes on.
+        let world = World::of(&[("a", RUN)], vec![failed]);
+        let rolling = Update::Rolling {
+            surge: 0,
+            unavailable: 1,
+        };
+        assert_eq!(world.situation(rolling).update().delete.len(), 1);
+    }
+
+    #[test]
     fn the_strategy_is_resolved_over_the_nodes() {
         let of = |rolling: serde_json::Value, desired| {
             let set = serde_json::from_value(json!({ "spec": { "selector": {}, "template": {},
@@ -520,7 +550,7 @@ mod tests {
             let mut serial = 0;
             let mut worst = i32::try_from(start.iter().filter(|(_, ready)| !ready).count()).unwrap().max(allowed);
             for _ in 0..1000 {
-                let plan = world.situation(strategy).plan();
+                let plan = plan(&world.situation(strategy));
                 if plan.create.is_empty() && plan.delete.is_empty() {
                     // One pod becomes ready; if none can, all is done.
                     let Some(sleeping) = world.pods.values_mut().flatten().find(|pod| !pod.ready) else {

@@ -96,9 +96,13 @@ fn tolerations(spec: &PodSpec) -> Vec<Toleration> {
             effect: Some((*effect).into()),
             ..Toleration::default()
         };
-        if !all.contains(&wanted) {
-            all.push(wanted);
-        }
+        // One with a limit gives way: the node's troubles are no reason to leave it.
+        all.retain(|known| {
+            let same = (&known.key, &known.operator, &known.effect)
+                == (&wanted.key, &wanted.operator, &wanted.effect);
+            !same || known.value != wanted.value
+        });
+        all.push(wanted);
     }
     all
 }
