@@ -95,6 +95,11 @@ impl KindSchema {
         fields::prune(self.root, object);
     }
 
+    /// Takes out fields that the kind does not have.
+    pub fn drop_unknown(&self, object: &mut Value) {
+        fields::drop_unknown(self.root, object);
+    }
+
     /// Checks that every known field has a value of its type, as decoding into the Go type would.
     pub fn check_types(&self, object: &Value) -> Result<(), TypeError> {
         fields::check_types(self.root, object)

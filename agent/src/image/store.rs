@@ -148,8 +148,7 @@ impl Store {
             loaded.extend(names.into_iter().map(|name| (name, record.clone())));
         }
         // Content is on disk before a name points at it.
-        let directory = File::open(&self.root).map_err(self.io("opening", &self.root))?;
-        nix::unistd::syncfs(&directory).map_err(|e| self.io("syncing", &self.root)(e.into()))?;
+        self.sync()?;
         let mut table = self.table()?;
         table.extend(loaded.iter().cloned());
         let text = serde_json::to_vec_pretty(&table).map_err(|source| ImageError::Table {
@@ -226,7 +225,14 @@ impl Store {
             .map_err(self.io("making", &scratch))?;
         // What a failure leaves is in `tmp`, which the next writer empties; doing it at once is kinder.
         unpack_checked(archive, layer, &scratch).inspect_err(|_| drop(fs::remove_dir_all(&scratch)))?;
+        // A layer that is in its place is taken as whole, after a loss of power too.
+        self.sync()?;
         fs::rename(&scratch, &target).map_err(self.io("placing", &target))
+    }
+
+    fn sync(&self) -> Result<(), ImageError> {
+        let directory = File::open(&self.root).map_err(self.io("opening", &self.root))?;
+        nix::unistd::syncfs(&directory).map_err(|e| self.io("syncing", &self.root)(e.into()))
     }
 
     fn add_blob(&self, bytes: &[u8]) -> Result<Digest, ImageError> {

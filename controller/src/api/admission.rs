@@ -17,6 +17,7 @@ use crate::auth::signing;
 use crate::controllers::volumes::FORMER_CLASS;
 use crate::controllers::volumes::matching::default_class;
 use crate::controllers::volumes::protection::{CLAIM_FINALIZER, VOLUME_FINALIZER};
+use crate::quantity::Quantity;
 use crate::resources::{self, Resource, Subresource};
 use crate::store::Object;
 
@@ -40,12 +41,16 @@ pub(super) async fn on_create(call: &Call, object: &mut Value) -> Result<(), Api
         if let Some(why) = signing::refusal(object) {
             return Err(ApiError::forbidden(&call.resource, objects::name(object), &why));
         }
-        let now = objects::timestamp(call.now);
-        let (authority, authorizer) = (&call.server.authority, &call.server.authorizer);
-        signing::approve_and_sign(authority, authorizer, &call.identity, object, &now)
-            .map_err(|error| ApiError::bad_request(format!("spec.request: {error}")))?;
+        // A certificate that nobody keeps a record of is not made.
+        if !call.query.dry_run() {
+            let now = objects::timestamp(call.now);
+            let (authority, authorizer) = (&call.server.authority, &call.server.authorizer);
+            signing::approve_and_sign(authority, authorizer, &call.identity, object, &now)
+                .map_err(|error| ApiError::bad_request(format!("spec.request: {error}")))?;
+        }
     }
     match call.resource.storage {
+        "networking.k8s.io/ingresses" => class_of_ingress(call, object),
         "persistentvolumeclaims" => claim(call, object),
         "persistentvolumes" => finalize_by(object, VOLUME_FINALIZER),
         _ => {}
@@ -65,6 +70,50 @@ pub(super) async fn on_create(call: &Call, object: &mut Value) -> Result<(), Api
         priority::only_default(call, object)?;
     }
     Ok(())
+}
+
+/// A claim grows only if its class says that volumes can.
+fn growth(call: &Call, claim: &Value, old: &Value) -> Result<(), ApiError> {
+    let size = |claim: &Value| {
+        let storage = claim["spec"]["resources"]["requests"]["storage"].as_str();
+        storage.and_then(|storage| storage.parse::<Quantity>().ok())
+    };
+    if size(claim) <= size(old) {
+        return Ok(());
+    }
+    let class = claim["spec"]["storageClassName"].as_str().unwrap_or_default();
+    let class = call.server.store.get("storage.k8s.io/storageclasses", class);
+    if class.is_some_and(|class| class.value()["allowVolumeExpansion"] == true) {
+        return Ok(());
+    }
+    let why = "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize";
+    Err(ApiError::forbidden(&call.resource, objects::name(claim), why))
+}
+
+/// An Ingress of no class is of the default one, the newest of several.
+fn class_of_ingress(call: &Call, ingress: &mut Value) {
+    let annotation = &ingress["metadata"]["annotations"]["kubernetes.io/ingress.class"];
+    if annotation.is_string() || ingress["spec"]["ingressClassName"].is_string() {
+        return;
+    }
+    let classes = call
+        .server
+        .store
+        .list("networking.k8s.io/ingressclasses", "")
+        .items;
+    let default = classes
+        .iter()
+        .map(|class| class.value())
+        .filter(|class| {
+            class["metadata"]["annotations"]["ingressclass.kubernetes.io/is-default-class"] == "true"
+        })
+        .max_by_key(|class| {
+            let text = |key: &str| class["metadata"][key].as_str().unwrap_or_default().to_owned();
+            (text("creationTimestamp"), std::cmp::Reverse(text("name")))
+        });
+    if let Some(class) = default {
+        ingress["spec"]["ingressClassName"] = class["metadata"]["name"].clone();
+    }
 }
 
 /// A pod that must not be scheduled yet says so from the start.
@@ -134,15 +183,20 @@ pub(super) fn on_write(resource: &Resource, object: &mut Value) {
 }
 
 /// On a change, once what may not change was put back.
-pub(super) fn on_change(call: &Call, object: &mut Value) -> Result<(), ApiError> {
+pub(super) fn on_change(call: &Call, object: &mut Value, old: &Value) -> Result<(), ApiError> {
+    if call.resource.storage == "persistentvolumeclaims" && call.path.subresource.is_empty() {
+        growth(call, object, old)?;
+    }
     if call.resource.storage == "scheduling.k8s.io/priorityclasses" {
         priority::only_default(call, object)?;
     }
     if call.resource.subresource(&call.path.subresource) == Some(Subresource::Approval) {
         signing::may_approve(&call.server.authorizer, &call.identity, object)
             .map_err(|why| ApiError::forbidden(&call.resource, objects::name(object), &why))?;
-        signing::sign_approved(&call.server.authority, object, &objects::timestamp(call.now))
-            .map_err(|error| ApiError::bad_request(format!("spec.request: {error}")))?;
+        if !call.query.dry_run() {
+            signing::sign_approved(&call.server.authority, object, &objects::timestamp(call.now))
+                .map_err(|error| ApiError::bad_request(format!("spec.request: {error}")))?;
+        }
     }
     Ok(())
 }

@@ -80,7 +80,9 @@ impl Options {
         let mut propagation = text(&body["propagationPolicy"])
             .or_else(|| call.query.get("propagationPolicy").map(str::to_owned));
         if propagation.is_none()
-            && let Some(orphan) = body["orphanDependents"].as_bool()
+            && let Some(orphan) = body["orphanDependents"]
+                .as_bool()
+                .or_else(|| call.query.get("orphanDependents")?.parse().ok())
         {
             propagation = Some(if orphan { "Orphan" } else { "Background" }.to_owned());
         }
@@ -274,12 +276,7 @@ fn step(
             .is_some_and(|list| !list.is_empty());
         if content || !finalizers.is_empty() {
             if terminating {
-                return Err(ApiError::conflict(
-                    resource,
-                    name,
-                    "The system is ensuring all content is removed from this namespace.  Upon completion, this \
-                     namespace will automatically be purged by the system.",
-                ));
+                return Ok(Step::Nothing);
             }
             mark(&mut marked, 0, now);
             marked["status"]["phase"] = json!("Terminating");

@@ -81,8 +81,8 @@ const SERVER_OWNED: &[&str] = &[
     "resourceVersion",
 ];
 
-/// What of metadata a write through a subresource may change.
-const THROUGH_STATUS: &[&str] = &["labels", "annotations", "finalizers", "managedFields"];
+/// What of metadata a write through the status of a built-in kind may change.
+pub(crate) const THROUGH_STATUS: &[&str] = &["labels", "annotations", "finalizers", "managedFields"];
 
 /// What of an object a write through its status may change.
 const STATUS: &[&str] = &["metadata", "status"];
@@ -102,13 +102,13 @@ pub(crate) fn carry_over(new: &mut Value, old: &Value) {
 
 /// Of a new state leaves what a write through the status may change, and puts everything else back; the owners, too, whose loss
 /// would be the object's.
-pub(crate) fn keep_status_alone(new: &mut Value, old: &Value) {
+pub(crate) fn keep_status_alone(new: &mut Value, old: &Value, of_metadata: &[&str]) {
     if !new["metadata"].is_object() {
         new["metadata"] = json!({});
     }
-    put_back(&mut new["metadata"], &old["metadata"], THROUGH_STATUS);
+    put_back(&mut new["metadata"], &old["metadata"], of_metadata);
     put_back(new, old, STATUS);
-    for key in THROUGH_STATUS {
+    for key in of_metadata {
         drop_null(&mut new["metadata"], key);
     }
     drop_null(new, "status");
@@ -219,13 +219,13 @@ mod tests {
             "kind": "Other", "metadata": {"uid": "v", "labels": {"x": "2"}, "selfLink": "s", "finalizers": null},
             "spec": {"nodeName": "m"}, "extra": 1, "status": {"phase": "Running"},
         });
-        keep_status_alone(&mut new, &old);
+        keep_status_alone(&mut new, &old, THROUGH_STATUS);
         let mut expected = old.clone();
         expected["status"]["phase"] = json!("Running");
         expected["metadata"]["labels"]["x"] = json!("2");
         assert_eq!(new, expected);
         let mut emptied = json!({"metadata": {}, "status": null});
-        keep_status_alone(&mut emptied, &old);
+        keep_status_alone(&mut emptied, &old, THROUGH_STATUS);
         assert!(emptied.get("status").is_none() && emptied["metadata"].get("labels").is_none());
         assert_eq!(emptied["spec"], old["spec"]);
     }

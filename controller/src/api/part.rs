@@ -16,6 +16,8 @@ pub(super) struct Part {
     before: for<'a> fn(&'a Value, &Value) -> Cow<'a, Value>,
     /// Whether all else is as it was when it was completed and checked, so that only metadata is checked.
     pub(super) is_settled: bool,
+    /// Whether a change of the spec is nothing that whoever acts on the object has to hear of.
+    pub(super) keeps_generation: bool,
     /// Whether the spec is neither changed nor looked at, and its text need not be read.
     pub(super) leaves_spec: bool,
     /// Whether it can make the object ask for more than its namespace's limits allow.
@@ -27,6 +29,7 @@ const COMPUTED: Part = Part {
     take: |_, _, new| Ok(new),
     before: |old, _| Cow::Borrowed(old),
     is_settled: false,
+    keeps_generation: false,
     leaves_spec: false,
     is_limited: false,
 };
@@ -51,7 +54,15 @@ const NAMESPACE: Part = Part {
 };
 const STATUS: Part = Part {
     take: |_, old, mut new| {
-        objects::keep_status_alone(&mut new, old);
+        objects::keep_status_alone(&mut new, old, objects::THROUGH_STATUS);
+        Ok(new)
+    },
+    ..COMPUTED
+};
+/// Of custom resources nothing else: what keeps one or selects it is not its operator's to change by the way.
+const STATUS_OF_CUSTOM: Part = Part {
+    take: |_, old, mut new| {
+        objects::keep_status_alone(&mut new, old, &["managedFields"]);
         Ok(new)
     },
     ..COMPUTED
@@ -65,6 +76,7 @@ const STATUS_OF_POD: Part = Part {
 /// Says where the pod goes; what the pod is was checked when it was made.
 const BINDING: Part = Part {
     is_settled: true,
+    keeps_generation: true,
     ..COMPUTED
 };
 const APPROVAL: Part = Part {
@@ -105,6 +117,7 @@ impl Part {
         let resource = &call.resource;
         match (resource.subresource(&call.path.subresource), resource.storage) {
             (Some(Subresource::Status), "pods") => &STATUS_OF_POD,
+            (Some(Subresource::Status), _) if resource.custom().is_some() => &STATUS_OF_CUSTOM,
             (Some(Subresource::Status), _) => &STATUS,
             (Some(Subresource::Approval), _) => &APPROVAL,
             (Some(Subresource::Finalize), _) => &FINALIZE,

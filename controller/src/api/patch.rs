@@ -91,7 +91,7 @@ fn unfit(call: &Call, kind: &str, current: &Value, patch: &Value, error: &FieldE
 async fn apply(call: &Call, body: &Bytes) -> Result<Reply, ApiError> {
     let decoded = decode_yaml(body)?;
     let mut warnings = Vec::new();
-    let applied = write::receive(call, decoded, &mut warnings)?;
+    let applied = write::receive_applied(call, decoded, &mut warnings)?;
     if applied["metadata"]["managedFields"]
         .as_array()
         .is_some_and(|list| !list.is_empty())

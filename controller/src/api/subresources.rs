@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::negotiate::{Decoded, Form, content_type, decode_json};
+use super::negotiate::{Decoded, Form, content_type, decode_json, decode_yaml};
 use super::status::{ApiError, json_response, success};
 use super::table::{self, Include};
 use super::write::{self, Change, Managers, Outcome, Reply};
@@ -212,8 +212,12 @@ fn scale_of(call: &Call, object: &Value) -> Value {
 
 /// PATCH of a scale.
 pub(crate) async fn patch_scale(call: &Call, body: &Bytes) -> Result<Reply, ApiError> {
-    let patch = decode_json(body)?.value;
     let kind = content_type(&call.headers);
+    let patch = if kind == "application/apply-patch+yaml" {
+        decode_yaml(body)?.value
+    } else {
+        decode_json(body)?.value
+    };
     if !matches!(
         kind,
         "application/json-patch+json"

@@ -35,12 +35,16 @@ const FRAME: usize = 40;
 
 /// GET of a collection with `watch`.
 pub(crate) async fn watch(call: Arc<Call>, seat: Option<Seat>) -> Result<Response<Body>, ApiError> {
-    let watcher = Watcher::new(call, seat).await?;
-    let chunks = stream::unfold(watcher, |mut watcher| async {
-        let chunk = watcher.next().await?;
-        Some((Ok::<_, Infallible>(chunk), watcher))
-    });
-    let mut response = Response::new(Body::from_stream(chunks));
+    let body = match Watcher::new(call, seat).await {
+        Ok(watcher) => Body::from_stream(stream::unfold(watcher, |mut watcher| async {
+            let chunk = watcher.next().await?;
+            Some((Ok::<_, Infallible>(chunk), watcher))
+        })),
+        // Told as an event: watchers look for it there, and some ask for the same version for ever otherwise.
+        Err(error) if error.code == 410 => Body::from(frame("ERROR", error.status().to_string().as_bytes())),
+        Err(error) => return Err(error),
+    };
+    let mut response = Response::new(body);
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, json);
     Ok(response)
@@ -211,7 +215,14 @@ impl Encoder {
             match (was, is) {
                 (false, true) => self.put(&mut chunk, "ADDED", &event.object),
                 (true, true) => self.put(&mut chunk, "MODIFIED", &event.object),
-                (true, false) => self.put(&mut chunk, "DELETED", &event.object),
+                (true, false) => match &event.previous {
+                    // It is as it was when it was selected: whoever knew it by that finds it.
+                    Some(previous) if !event.deleted => {
+                        let last = previous.at_revision(event.object.revision());
+                        self.put(&mut chunk, "DELETED", &last);
+                    }
+                    _ => self.put(&mut chunk, "DELETED", &event.object),
+                },
                 (false, false) => {}
             }
         }

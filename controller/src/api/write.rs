@@ -82,17 +82,46 @@ pub(crate) enum FieldError {
 
 /// Reads an object that a client sent: right kind, known fields, right types. It is in the version served.
 pub(crate) fn receive(call: &Call, decoded: Decoded, warnings: &mut Vec<String>) -> Result<Value, ApiError> {
-    let resource = &call.resource;
-    receive_or(call, decoded, warnings, |error| {
-        ApiError::bad_request(format!(
-            "{} in version {:?} cannot be handled as a {}: {error}",
-            resource.kind, resource.version, resource.kind
-        ))
-    })
+    let object = received(call, decoded, warnings, |error| unfit(call, error))?;
+    Ok(pruned(call, object))
+}
+
+/// The same of an object that is applied: it keeps zero values, which say who sets a field.
+pub(crate) fn receive_applied(
+    call: &Call,
+    decoded: Decoded,
+    warnings: &mut Vec<String>,
+) -> Result<Value, ApiError> {
+    received(call, decoded, warnings, |error| unfit(call, error))
+}
+
+fn unfit(call: &Call, error: &FieldError) -> ApiError {
+    let Resource { kind, version, .. } = *call.resource;
+    ApiError::bad_request(format!(
+        "{kind} in version {version:?} cannot be handled as a {kind}: {error}"
+    ))
+}
+
+/// As a server stores it, but for what is filled in.
+fn pruned(call: &Call, mut object: Value) -> Value {
+    if let Some(schema) = call.resource.schema() {
+        schema.prune(&mut object);
+    }
+    object
 }
 
 /// The same with other words for what is wrong with fields.
 pub(crate) fn receive_or(
+    call: &Call,
+    decoded: Decoded,
+    warnings: &mut Vec<String>,
+    refuse: impl FnOnce(&FieldError) -> ApiError,
+) -> Result<Value, ApiError> {
+    let object = received(call, decoded, warnings, refuse)?;
+    Ok(pruned(call, object))
+}
+
+fn received(
     call: &Call,
     decoded: Decoded,
     warnings: &mut Vec<String>,
@@ -153,7 +182,7 @@ fn check_fields(
         warnings.extend(found);
     }
     schema.check_types(value).map_err(FieldError::Type)?;
-    schema.prune(value);
+    schema.drop_unknown(value);
     Ok(())
 }
 
@@ -187,7 +216,9 @@ async fn create_object(
     place(call, &mut object)?;
     namespace_accepts(call, objects::name(&object))?;
     objects::stamp_new(&mut object, resource.generation, call.now);
+    // A node may say all of itself at once.
     if resource.has_status()
+        && resource.storage != "nodes"
         && let Some(fields) = object.as_object_mut()
     {
         fields.remove("status");
@@ -322,8 +353,9 @@ fn place(call: &Call, object: &mut Value) -> Result<(), ApiError> {
             ));
         }
         object["metadata"]["namespace"] = json!(call.path.namespace);
-    } else if !namespace.is_empty() {
-        return Err(ApiError::bad_request("namespace is not allowed on this type"));
+    } else if let Some(metadata) = object["metadata"].as_object_mut() {
+        // As in Kubernetes: templates that set one everywhere are common.
+        metadata.remove("namespace");
     }
     let prefix = object["metadata"]["generateName"].as_str().unwrap_or_default();
     if objects::name(object).is_empty() {
@@ -580,7 +612,7 @@ fn finish(
     }
     check_name(call, &new)?;
     let given = |key: &str| new["metadata"][key].as_str().filter(|text| !text.is_empty());
-    if given("namespace").is_some_and(|namespace| namespace != call.path.namespace) {
+    if resource.namespaced && given("namespace").is_some_and(|namespace| namespace != call.path.namespace) {
         return Err(ApiError::bad_request(
             "the namespace of the provided object does not match the namespace sent on the request",
         ));
@@ -616,12 +648,13 @@ fn finish(
         schema.default(&mut new);
     }
     allocate::complete(&stored, &mut new, Some(old));
-    admission::on_change(call, &mut new)?;
+    admission::on_change(call, &mut new, old)?;
     if objects::same(old, &new) {
         return Ok(None);
     }
     let status_counts = resource.custom().is_some() && !resource.has_status();
     if resource.generation
+        && !part.keeps_generation
         && (objects::spec_differs(old, &new) || status_counts && old["status"] != new["status"])
     {
         let generation = old["metadata"]["generation"].as_i64().unwrap_or_default();
@@ -738,7 +771,8 @@ pub(crate) async fn apply(
     for _ in 0..ATTEMPTS {
         if call.find().is_ok() || !call.path.subresource.is_empty() {
             return change(call, Managers::Shown, |live| {
-                let mut object = schema.apply(Some(live), &request).map_err(failed)?;
+                let object = schema.apply(Some(live), &request).map_err(failed)?;
+                let mut object = pruned(call, object);
                 if applied["metadata"]["resourceVersion"].is_string() {
                     objects::copy(&mut object["metadata"], &applied["metadata"], "resourceVersion");
                 }
@@ -757,7 +791,7 @@ pub(crate) async fn apply(
             let why = "uid mismatch: the provided object specified a uid, and no existing object was found";
             return Err(ApiError::conflict(resource, &call.path.name, why));
         }
-        let mut object = schema.apply(None, &request).map_err(failed)?;
+        let mut object = pruned(call, schema.apply(None, &request).map_err(failed)?);
         check_name(call, &object)?;
         object["metadata"]["name"] = json!(call.path.name);
         call.require(Verb::Create)?;

@@ -44,6 +44,14 @@ impl ObjectSchema<'_> {
         }
     }
 
+    /// Takes out fields that the kind does not have.
+    pub fn drop_unknown(&self, object: &mut Value) {
+        match self {
+            Self::BuiltIn(schema) => schema.drop_unknown(object),
+            Self::Custom(resource) => resource.schema().prune(object),
+        }
+    }
+
     /// Fills in defaults.
     pub fn default(&self, object: &mut Value) {
         match self {

@@ -6,6 +6,8 @@ mod quota;
 mod service;
 mod volume;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 pub(crate) use pod::qos_class;
 use serde_json::{Value, json};
 
@@ -72,6 +74,8 @@ pub(super) static RESOURCES: &[Resource] = &[
         short_names: &["ns"],
         namespaced: false,
         subresources: &[Finalize, Status],
+        // There is no deletion of all namespaces.
+        verbs: &["create", "delete", "get", "list", "patch", "update", "watch"],
         fields: &[field("status.phase")],
         columns: &[NAME, text("Status"), text("Age")],
         cells: |namespace, now| {
@@ -232,6 +236,7 @@ pub(super) static RESOURCES: &[Resource] = &[
                 problems.required(&format!("metadata.annotations[{ACCOUNT_ANNOTATION}]"), "");
             }
             data_keys(secret, &["data"], problems);
+            needed_keys(secret, problems);
             validation::immutable(secret, old, "type", problems);
             sealed(secret, old, &["data"], problems);
         },
@@ -276,6 +281,40 @@ fn sealed(object: &Value, old: Option<&Value>, parts: &[&str], problems: &mut Pr
     }
 }
 
+/// What Secrets of certain types must have.
+const NEEDED_KEYS: &[(&str, &[&str])] = &[
+    ("kubernetes.io/tls", &["tls.crt", "tls.key"]),
+    ("kubernetes.io/ssh-auth", &["ssh-privatekey"]),
+    ("kubernetes.io/dockercfg", &[".dockercfg"]),
+    ("kubernetes.io/dockerconfigjson", &[".dockerconfigjson"]),
+];
+
+fn needed_keys(secret: &Value, problems: &mut Problems) {
+    let kind = secret["type"].as_str().unwrap_or_default();
+    let data = &secret["data"];
+    let mut missing: Vec<&str> = Vec::new();
+    if let Some((_, keys)) = NEEDED_KEYS.iter().find(|(of, _)| *of == kind) {
+        missing.extend(keys.iter().filter(|key| !data[**key].is_string()));
+    }
+    let either = ["username", "password"];
+    if kind == "kubernetes.io/basic-auth" && either.iter().all(|key| !data[*key].is_string()) {
+        missing.extend(either);
+    }
+    for key in missing {
+        problems.required(&format!("data[{key}]"), "");
+    }
+    if kind.starts_with("kubernetes.io/dockerc")
+        && let Some((_, [key])) = NEEDED_KEYS.iter().find(|(of, _)| *of == kind)
+        && let Some(text) = data[*key].as_str()
+        && !STANDARD
+            .decode(text)
+            .is_ok_and(|bytes| serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).is_ok())
+    {
+        let redacted = json!("<secret contents redacted>");
+        problems.invalid(&format!("data[{key}]"), &redacted, "invalid JSON");
+    }
+}
+
 /// Largest sum of the values of a ConfigMap or Secret, as in Kubernetes.
 const MAX_DATA: usize = 1 << 20;
 
@@ -283,9 +322,28 @@ fn data_keys(object: &Value, parts: &[&str], problems: &mut Problems) {
     let mut total = 0;
     for part in parts {
         for (key, value) in object[part].as_object().into_iter().flatten() {
-            total += value.as_str().map_or(0, str::len);
+            let text = value.as_str().unwrap_or_default();
+            // Three bytes in four letters, but for the padding.
+            let encoded = *part == "binaryData" || object["kind"] == "Secret";
+            total += if encoded {
+                text.len() / 4 * 3
+                    - text
+                        .bytes()
+                        .rev()
+                        .take(2)
+                        .filter(|c| *c == b'=')
+                        .count()
+                        .min(text.len() / 4 * 3)
+            } else {
+                text.len()
+            };
             let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-            if key.is_empty() || key.len() > 253 || !key.chars().all(safe) || key == "." || key == ".." {
+            if key.is_empty()
+                || key.len() > 253
+                || !key.chars().all(safe)
+                || key == "."
+                || key.starts_with("..")
+            {
                 problems.invalid(
                     &format!("{part}[{key}]"),
                     &json!(key),

@@ -160,6 +160,8 @@ pub(crate) fn apply(
     check_applied(target, check, &mut applied)?;
     let slot = target.root;
     let mut owned = walk::collect(slot, &applied);
+    // What nobody owns alone, like its name, stays with what is applied.
+    let all = owned.clone();
     strip(&mut owned, manager.subresource);
     let mut merged = walk::merge(slot, live, &applied);
     let mut entries = match live {
@@ -175,12 +177,17 @@ pub(crate) fn apply(
         let mut changed = walk::difference(slot, Some(live), Some(&merged)).changed;
         strip(&mut changed, manager.subresource);
         let changed = changed.intersection(&owned);
-        take_over(&mut entries, &changed, request.force)?;
+        let allowed = match manager.name {
+            // What it applied itself before, when it still did that on the client's side.
+            "kubectl" => last_applied(target, live),
+            _ => FieldSet::default(),
+        };
+        take_over(&mut entries, &changed, &allowed, request.force)?;
     }
     if let Some(previous) = &previous {
         let mut gone = previous.fields.clone();
         gone.subtract(&owned);
-        let mut kept = owned.clone();
+        let mut kept = all;
         for entry in &entries {
             kept.union(entry.fields.clone());
         }
@@ -256,29 +263,48 @@ fn before_first_apply(target: &Target<'_>, live: &Value) -> Vec<Entry> {
     }]
 }
 
-/// Takes the changed fields from the other managers, or says that they are theirs.
-fn take_over(entries: &mut [Entry], changed: &FieldSet, force: bool) -> Result<(), ApplyError> {
+/// The fields that are as `kubectl apply` left them when it last computed the patch itself.
+fn last_applied(target: &Target<'_>, live: &Value) -> FieldSet {
+    const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+    let text = live["metadata"]["annotations"][LAST_APPLIED].as_str();
+    let Some(last) = text.and_then(|text| serde_json::from_str::<Value>(text).ok()) else {
+        return FieldSet::default();
+    };
+    if last["apiVersion"] != target.api_version.as_str() {
+        return FieldSet::default();
+    }
+    let since = walk::difference(target.root, Some(&last), Some(live));
+    let mut fields = walk::collect(target.root, &last);
+    fields.subtract(&since.changed);
+    fields.subtract(&since.removed);
+    fields
+}
+
+/// Takes the changed fields from the other managers, or says that they are theirs. The `allowed` ones are no reason for a refusal.
+fn take_over(
+    entries: &mut [Entry],
+    changed: &FieldSet,
+    allowed: &FieldSet,
+    force: bool,
+) -> Result<(), ApplyError> {
     let mut conflicts = Vec::new();
+    for entry in entries.iter().filter(|_| !force) {
+        let mut contested = entry.fields.intersection(changed);
+        contested.subtract(allowed);
+        let message = format!("conflict with {}", entry.described());
+        conflicts.extend(contested.paths().into_iter().map(|field| Conflict {
+            message: message.clone(),
+            field,
+        }));
+    }
+    if !conflicts.is_empty() {
+        return Err(ApplyError::Conflict(conflicts));
+    }
     for entry in entries {
         let contested = entry.fields.intersection(changed);
-        if contested.is_empty() {
-            continue;
-        }
-        if force {
-            entry.fields.subtract(&contested);
-        } else {
-            let message = format!("conflict with {}", entry.described());
-            conflicts.extend(contested.paths().into_iter().map(|field| Conflict {
-                message: message.clone(),
-                field,
-            }));
-        }
+        entry.fields.subtract(&contested);
     }
-    if conflicts.is_empty() {
-        Ok(())
-    } else {
-        Err(ApplyError::Conflict(conflicts))
-    }
+    Ok(())
 }
 
 pub(crate) fn track_update(

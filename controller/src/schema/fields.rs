@@ -73,6 +73,32 @@ fn find_unknown(shape: Shape, value: &Value, path: &mut String, found: &mut Vec<
     }
 }
 
+/// Takes out fields that their types do not have.
+pub(super) fn drop_unknown(shape: Shape, value: &mut Value) {
+    match (shape.unwrapped(), value) {
+        (Shape::Struct(id), Value::Object(object)) => {
+            let definition = id.definition();
+            object.retain(|name, _| definition.field(name).is_some());
+            for (name, value) in object.iter_mut() {
+                if let Some(field) = definition.field(name) {
+                    drop_unknown(field.shape, value);
+                }
+            }
+        }
+        (Shape::List(inner), Value::Array(items)) => {
+            for item in items {
+                drop_unknown(*inner, item);
+            }
+        }
+        (Shape::Map(inner), Value::Object(entries)) => {
+            for entry in entries.values_mut() {
+                drop_unknown(*inner, entry);
+            }
+        }
+        _ => {}
+    }
+}
+
 /// Brings a value into the form that decoding into the Go type and encoding again would give it.
 pub(super) fn prune(shape: Shape, value: &mut Value) {
     match shape.unwrapped() {

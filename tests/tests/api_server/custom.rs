@@ -644,3 +644,25 @@ async fn names_in_use_and_versions_that_were_stored_are_kept() -> Result<()> {
     );
     Ok(())
 }
+
+/// Whoever may write the status may write no more than that.
+#[tokio::test]
+async fn through_its_status_a_custom_resource_keeps_its_metadata() -> Result<()> {
+    let server = Server::api_only()?;
+    let client = server.client().await?;
+    define(&client).await?;
+    let mut object = widget("w", value!({"colour": "red"}));
+    object["metadata"]["finalizers"] = value!(["example.com/keep"]);
+    object["metadata"]["labels"] = value!({"a": "b"});
+    let (code, mut object) = json(&client, "POST", WIDGETS, &object).await?;
+    assert_eq!(code, StatusCode::CREATED, "{object}");
+    object["metadata"]["finalizers"] = value!([]);
+    object["metadata"]["labels"] = value!({"a": "c"});
+    object["status"] = value!({"replicas": 3});
+    let (code, answer) = json(&client, "PUT", &format!("{WIDGETS}/w/status"), &object).await?;
+    assert_eq!(code, StatusCode::OK, "{answer}");
+    assert_eq!(answer["status"]["replicas"], 3);
+    assert_eq!(answer["metadata"]["finalizers"], value!(["example.com/keep"]));
+    assert_eq!(answer["metadata"]["labels"], value!({"a": "b"}));
+    Ok(())
+}

@@ -342,3 +342,69 @@ async fn a_pod_does_not_grow_out_of_its_quota() -> Result<()> {
     done(&client, ("PATCH", &resize, strategic), &larger("1500m")).await?;
     Ok(())
 }
+
+/// "False" and "nothing" are said like any other value.
+#[tokio::test]
+async fn what_is_applied_wins_even_if_it_is_nothing() -> Result<()> {
+    let server = Server::api_only()?;
+    let client = server.client().await?;
+    let mut web = deployment("web");
+    web["spec"]["paused"] = json!(true);
+    web["spec"]["template"]["spec"]["containers"][0]["args"] = json!(["x"]);
+    create(&client, DEPLOYMENTS, &web).await?;
+    let mut applied = deployment("web");
+    applied["apiVersion"] = json!("apps/v1");
+    applied["kind"] = json!("Deployment");
+    applied["spec"]["paused"] = json!(false);
+    applied["spec"]["template"]["spec"]["containers"][0]["args"] = json!([]);
+    let path = format!("{DEPLOYMENTS}/web?fieldManager=me");
+    refused(
+        &client,
+        ("PATCH", &path, APPLY),
+        &applied,
+        409,
+        "- .spec.paused\n- .spec.template.spec.containers[name=\"c\"].args",
+    )
+    .await?;
+    let path = format!("{path}&force=true");
+    let answer = done(&client, ("PATCH", &path, APPLY), &applied).await?;
+    ensure!(answer["spec"].get("paused").is_none(), "{answer:#}");
+    let container = &answer["spec"]["template"]["spec"]["containers"][0];
+    ensure!(container.get("args").is_none(), "{answer:#}");
+    // Applied again it changes nothing.
+    let again = done(&client, ("PATCH", &path, APPLY), &applied).await?;
+    ensure!(again == answer, "{again:#}");
+    Ok(())
+}
+
+/// Manifests that are made by templates set a namespace everywhere, and people ask twice.
+#[tokio::test]
+async fn what_does_not_matter_is_no_error() -> Result<()> {
+    let server = Server::api_only()?;
+    let client = server.client().await?;
+    let roles = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+    let role = json!({"metadata": {"name": "reader", "namespace": "default"}, "rules": []});
+    let made = create(&client, roles, &role).await?;
+    ensure!(made["metadata"].get("namespace").is_none(), "{made}");
+    let path = format!("{roles}/reader");
+    done(&client, ("PUT", &path, "application/json"), &role).await?;
+    done(&client, ("PATCH", &path, MERGE), &role).await?;
+
+    let spaces = "/api/v1/namespaces";
+    create(&client, spaces, &json!({"metadata": {"name": "going"}})).await?;
+    for _ in 0..2 {
+        let path = format!("{spaces}/going");
+        let answer = done(&client, ("DELETE", &path, "application/json"), &Value::Null).await?;
+        ensure!(answer["status"]["phase"] == "Terminating", "{answer}");
+    }
+    // Both ways to name a class may name the same one.
+    let ingress = json!({"metadata": {"name": "both", "annotations": {"kubernetes.io/ingress.class": "a"}},
+        "spec": {"ingressClassName": "a", "defaultBackend": {"service": {"name": "s", "port": {"number": 80}}}}});
+    create(
+        &client,
+        "/apis/networking.k8s.io/v1/namespaces/default/ingresses",
+        &ingress,
+    )
+    .await?;
+    Ok(())
+}

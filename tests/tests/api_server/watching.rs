@@ -108,6 +108,7 @@ async fn selectors_turn_changes_into_arrivals_and_departures() -> Result<()> {
     let server = Server::api_only()?;
     let client = server.client().await?;
     let start = revision(&client).await?;
+    let mut last = 0;
     let mut events = watch(&client, &format!("resourceVersion={start}&labelSelector=app%3Dx")).await?;
     put(&client, "a", json!({"app": "y"}), "1").await?;
     put(&client, "a", json!({"app": "x"}), "2").await?;
@@ -115,8 +116,29 @@ async fn selectors_turn_changes_into_arrivals_and_departures() -> Result<()> {
     put(&client, "a", json!({"app": "y"}), "4").await?;
     put(&client, "a", json!({"app": "x"}), "5").await?;
     json(&client, "DELETE", &format!("{CONFIG_MAPS}/a"), &Value::Null).await?;
-    for expected in ["ADDED a", "MODIFIED a", "DELETED a", "ADDED a", "DELETED a"] {
-        assert_eq!(brief(&mut events).await?, expected);
+    for (kind, value) in [
+        ("ADDED", "2"),
+        ("MODIFIED", "3"),
+        // As it was when it was selected, at the version of its departure.
+        ("DELETED", "3"),
+        ("ADDED", "5"),
+        ("DELETED", "5"),
+    ] {
+        let event = next(&mut events).await?;
+        assert_eq!(
+            (&event["type"], &event["object"]["data"]["v"]),
+            (&json!(kind), &json!(value))
+        );
+        assert_eq!(
+            event["object"]["metadata"]["labels"]["app"], "x",
+            "{kind} {value}"
+        );
+        let version: u64 = event["object"]["metadata"]["resourceVersion"]
+            .as_str()
+            .context("no version")?
+            .parse()?;
+        assert!(version > last, "{kind} {value}");
+        last = version;
     }
     Ok(())
 }
@@ -234,8 +256,11 @@ async fn a_watch_resumes_over_a_restart_or_is_told_that_it_cannot() -> Result<()
     let mut events = watch(&client, &format!("resourceVersion={latest}")).await?;
     put(&client, "a", json!({}), "3").await?;
     assert_eq!(next(&mut events).await?["object"]["data"]["v"], "3");
-    let path = format!("{CONFIG_MAPS}?watch=1&resourceVersion={old}");
-    let (status, answer) = json(&client, "GET", &path, &Value::Null).await?;
-    assert_eq!((status.as_u16(), &answer["reason"]), (410, &json!("Expired")));
+    let mut events = watch(&client, &format!("resourceVersion={old}")).await?;
+    let told = next(&mut events).await?;
+    assert_eq!(
+        (&told["type"], &told["object"]["code"], &told["object"]["reason"]),
+        (&json!("ERROR"), &json!(410), &json!("Expired"))
+    );
     Ok(())
 }

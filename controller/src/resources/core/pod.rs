@@ -36,7 +36,15 @@ pub(super) fn validate(pod: &Value, old: Option<&Value>, problems: &mut Problems
     validation::pod_spec(&pod["spec"], "spec", problems);
     validation::non_negative(pod, "spec.terminationGracePeriodSeconds", problems);
     let Some(old) = old else { return };
-    if fixed_parts_differ(&pod["spec"], &old["spec"]) {
+    let gated = old["spec"]["schedulingGates"]
+        .as_array()
+        .is_some_and(|gates| !gates.is_empty());
+    let differ = if gated {
+        fixed_parts_differ(&but_narrowed(&pod["spec"], &old["spec"]), &old["spec"])
+    } else {
+        fixed_parts_differ(&pod["spec"], &old["spec"])
+    };
+    if differ {
         problems.forbidden(
             "spec",
             "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,\
@@ -110,6 +118,54 @@ fn fixed_parts_differ(a: &Value, b: &Value) -> bool {
             })
     };
     !(fixed(a, b) && fixed(b, a))
+}
+
+/// The spec of a pod that is held back without what it may be given meanwhile: it may ask for more of its node, not for another.
+fn but_narrowed(new: &Value, old: &Value) -> Value {
+    const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
+    let mut rest = new.clone();
+    let labels = |spec: &Value| spec["nodeSelector"].as_object().cloned().unwrap_or_default();
+    let (before, after) = (labels(old), labels(new));
+    if before.iter().all(|(key, value)| after.get(key) == Some(value)) {
+        put(&mut rest, old, "nodeSelector");
+    }
+    let terms = |spec: &Value| -> Option<Vec<Value>> {
+        let terms = &spec["affinity"]["nodeAffinity"][REQUIRED]["nodeSelectorTerms"];
+        terms.as_array().cloned()
+    };
+    // Each term is one way to suit; what it asks for may become more.
+    let narrowed = |(new, old): (&Value, &Value)| {
+        ["matchExpressions", "matchFields"].iter().all(|key| {
+            let list = |term: &Value| term[*key].as_array().cloned().unwrap_or_default();
+            list(new).starts_with(&list(old))
+        })
+    };
+    let fits = match (terms(new), terms(old)) {
+        (_, None) => true,
+        (None, Some(_)) => false,
+        (Some(new), Some(old)) => new.len() == old.len() && new.iter().zip(&old).all(narrowed),
+    };
+    if fits {
+        let mut affinity = rest["affinity"].take();
+        put(&mut affinity, &old["affinity"], "nodeAffinity");
+        if affinity.as_object().is_none_or(serde_json::Map::is_empty) && old["affinity"].is_null() {
+            affinity = Value::Null;
+        }
+        put(&mut rest, &json!({ "affinity": affinity }), "affinity");
+    }
+    rest
+}
+
+/// Makes a field what it is in `from`, absent if it is not there.
+fn put(to: &mut Value, from: &Value, key: &str) {
+    match &from[key] {
+        Value::Null => {
+            if let Some(fields) = to.as_object_mut() {
+                fields.remove(key);
+            }
+        }
+        value => to[key] = value.clone(),
+    }
 }
 
 fn same_but_images(a: &Value, b: &Value) -> bool {
@@ -200,8 +256,11 @@ impl Summary {
         {
             "SchedulingGated".clone_into(&mut summary.reason);
         }
-        if !summary.read_init(spec, status) {
-            summary.read_containers(status);
+        let initializing = summary.read_init(spec, status);
+        let initialized = |c: &Value| c["type"] == "Initialized" && c["status"] == "True";
+        let conditions = status["conditions"].as_array();
+        if !initializing || conditions.is_some_and(|list| list.iter().any(initialized)) {
+            summary.read_containers(spec, status);
         }
         if pod["metadata"]["deletionTimestamp"].is_string() {
             let lost = status["reason"] == "NodeLost";
@@ -218,11 +277,6 @@ impl Summary {
     fn read_init(&mut self, spec: &Value, status: &Value) -> bool {
         let empty = Vec::new();
         let specs = spec["initContainers"].as_array().unwrap_or(&empty);
-        let sidecar = |name: &Value| {
-            specs
-                .iter()
-                .any(|container| container["name"] == *name && container["restartPolicy"] == "Always")
-        };
         self.total += specs
             .iter()
             .filter(|container| container["restartPolicy"] == "Always")
@@ -236,7 +290,7 @@ impl Summary {
         {
             self.count_restarts(container);
             let state = &container["state"];
-            let is_sidecar = sidecar(&container["name"]);
+            let is_sidecar = is_sidecar(spec, container);
             if is_sidecar && container["ready"] == true {
                 self.ready += 1;
             }
@@ -261,8 +315,14 @@ impl Summary {
         initializing
     }
 
-    fn read_containers(&mut self, status: &Value) {
+    fn read_containers(&mut self, spec: &Value, status: &Value) {
         let empty = Vec::new();
+        // What it took to initialize is over; sidecars go on.
+        (self.restarts, self.last_restart) = (0, None);
+        let init = status["initContainerStatuses"].as_array().unwrap_or(&empty);
+        for container in init.iter().filter(|container| is_sidecar(spec, container)) {
+            self.count_restarts(container);
+        }
         let mut running = false;
         for container in status["containerStatuses"]
             .as_array()
@@ -299,6 +359,14 @@ impl Summary {
         let finished = finished.and_then(|time| time.parse::<Timestamp>().ok());
         self.last_restart = self.last_restart.max(finished);
     }
+}
+
+/// Whether a container of `status.initContainerStatuses` goes on beside the main ones.
+fn is_sidecar(spec: &Value, status: &Value) -> bool {
+    let specs = spec["initContainers"].as_array().into_iter().flatten();
+    specs
+        .filter(|container| container["restartPolicy"] == "Always")
+        .any(|container| container["name"] == status["name"])
 }
 
 fn terminated(state: &Value) -> String {
@@ -347,5 +415,51 @@ mod tests {
             [true; 2]
         );
         assert_eq!(differs(&|spec| spec["hostNetwork"] = json!(true)), [true; 2]);
+    }
+
+    #[test]
+    fn a_pod_that_is_held_back_may_ask_for_more_of_its_node() {
+        let problems = |old: &Value, new: &Value| {
+            let mut problems = Problems::default();
+            let pod = |spec: &Value| json!({ "spec": spec });
+            validate(&pod(new), Some(&pod(old)), &mut problems);
+            problems
+                .0
+                .iter()
+                .filter(|problem| problem.field == "spec")
+                .count()
+        };
+        let term = |keys: &[&str]| {
+            let all: Vec<_> = keys
+                .iter()
+                .map(|key| json!({"key": key, "operator": "Exists"}))
+                .collect();
+            json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [{"matchExpressions": all}]}}})
+        };
+        let free = json!({"containers": [{"name": "c", "image": "x"}], "nodeSelector": {"a": "1"}});
+        let mut gated = free.clone();
+        gated["schedulingGates"] = json!([{"name": "g"}]);
+        let with = |key: &str, value: Value| {
+            let mut spec = free.clone();
+            spec[key] = value;
+            spec
+        };
+        for (new, fine) in [
+            (free.clone(), true),
+            (with("nodeSelector", json!({"a": "1", "b": "2"})), true),
+            (with("nodeSelector", json!({"a": "2"})), false),
+            (with("affinity", term(&["x"])), true),
+            (with("hostname", json!("h")), false),
+        ] {
+            assert_eq!(problems(&gated, &new) == 0, fine, "{new}");
+            let unchanged = new == free;
+            assert_eq!(problems(&free, &new) == 0, unchanged, "{new} of one that is free");
+        }
+        let mut asks = gated.clone();
+        asks["affinity"] = term(&["x"]);
+        assert_eq!(problems(&asks, &with("affinity", term(&["x", "y"]))), 0);
+        assert_eq!(problems(&asks, &with("affinity", term(&["y"]))), 1);
+        assert_eq!(problems(&asks, &free), 1);
     }
 }

@@ -130,17 +130,13 @@ fn ip_block(block: &Value, at: &str, problems: &mut Problems) {
 }
 
 /// Checks an Ingress.
-pub(crate) fn ingress(ingress: &Value, _old: Option<&Value>, problems: &mut Problems) {
+pub(crate) fn ingress(ingress: &Value, old: Option<&Value>, problems: &mut Problems) {
     let spec = &ingress["spec"];
     let class = &spec["ingressClassName"];
     let annotation = &ingress["metadata"]["annotations"]["kubernetes.io/ingress.class"];
-    if !annotation.is_null() && !class.is_null() {
-        let detail = "can not be set when the class field is also set";
-        problems.invalid(
-            "metadata.annotations.kubernetes.io/ingress.class",
-            annotation,
-            detail,
-        );
+    if old.is_none() && annotation.is_string() && class.is_string() && annotation != class {
+        let detail = "must match `ingressClassName` when both are specified";
+        problems.invalid("annotations.kubernetes.io/ingress.class", annotation, detail);
     }
     if spec["rules"].as_array().is_none_or(Vec::is_empty) && spec["defaultBackend"].is_null() {
         let detail = "either `defaultBackend` or `rules` must be specified";

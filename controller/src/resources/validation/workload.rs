@@ -148,6 +148,11 @@ pub(crate) fn stateful_set(set: &Value, old: Option<&Value>, problems: &mut Prob
     let fixed = |set: &Value| {
         let mut spec = set["spec"].as_object().cloned().unwrap_or_default();
         spec.retain(|key, _| !STATEFUL_MUTABLE.contains(&key.as_str()));
+        // Sets of before the server filled these in are the same.
+        let templates = spec.get_mut("volumeClaimTemplates").and_then(Value::as_array_mut);
+        for template in templates.into_iter().flatten().filter_map(Value::as_object_mut) {
+            template.retain(|key, _| key != "apiVersion" && key != "kind");
+        }
         spec
     };
     if fixed(set) != fixed(old) {

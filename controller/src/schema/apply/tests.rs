@@ -418,3 +418,62 @@ proptest! {
         prop_assert_eq!(FieldSet::from_json(&set.clone().into_json()), set);
     }
 }
+
+#[test]
+fn what_nobody_sets_any_more_goes_with_the_defaults_in_it() {
+    let probed = |probe: Value| {
+        let mut container = container("a", "x");
+        container["livenessProbe"] = probe;
+        with_containers(json!([container]))
+    };
+    let schema = kind("apps", "v1", "Deployment").expect("known");
+    let applied = probed(json!({"httpGet": {"path": "/", "port": 80}}));
+    let mut live = apply_as("me", None, &applied, false).expect("applied");
+    schema.default(&mut live);
+    let of = |object: &Value| object["spec"]["template"]["spec"]["containers"][0]["livenessProbe"].clone();
+    assert_eq!(of(&live)["httpGet"]["scheme"], "HTTP", "it has a default");
+
+    let other = probed(json!({"exec": {"command": ["x"]}}));
+    let object = apply_as("me", Some(&live), &other, false).expect("applied");
+    assert_eq!(of(&object)["httpGet"], Value::Null);
+    assert_eq!(of(&object)["periodSeconds"], 10, "the probe is still one");
+    let none = with_containers(json!([container("a", "x")]));
+    let object = apply_as("me", Some(&live), &none, false).expect("applied");
+    assert_eq!(of(&object), Value::Null);
+    assert_eq!(object["metadata"]["name"], "web");
+
+    // What somebody else sets of it keeps it.
+    let mut changed = live.clone();
+    changed["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]["timeoutSeconds"] = json!(7);
+    let live = update_as("other", Some(&live), changed);
+    let object = apply_as("me", Some(&live), &none, false).expect("applied");
+    assert_eq!(of(&object)["timeoutSeconds"], 7);
+}
+
+#[test]
+fn what_kubectl_applied_on_its_own_side_it_may_apply_on_the_servers() {
+    let first = deployment(json!({"replicas": 1, "paused": true}));
+    let mut sent = first.clone();
+    sent["metadata"]["annotations"] =
+        json!({"kubectl.kubernetes.io/last-applied-configuration": first.to_string()});
+    let live = update_as("kubectl-client-side-apply", None, sent);
+    let next = deployment(json!({"replicas": 2, "paused": true}));
+    assert!(
+        apply_as("flux", Some(&live), &next, false).is_err(),
+        "not its own"
+    );
+    let object = apply_as("kubectl", Some(&live), &next, false).expect("its own");
+    assert_eq!(object["spec"]["replicas"], 2);
+
+    // What somebody has changed since is not kubectl's any more.
+    let mut scaled = live.clone();
+    scaled["spec"]["replicas"] = json!(5);
+    let live = update_as("autoscaler", Some(&live), scaled);
+    let both = deployment(json!({"replicas": 2, "paused": false}));
+    let error = apply_as("kubectl", Some(&live), &both, false).expect_err("a conflict");
+    let told = error.to_string();
+    assert!(
+        told.contains(".spec.replicas") && !told.contains(".spec.paused"),
+        "{told}"
+    );
+}

@@ -431,7 +431,6 @@ fn remove_entries<'a>(
     kept: &FieldSet,
     slot: impl Fn(&str) -> Slot<'a>,
 ) {
-    let nothing = FieldSet::default();
     for (step, gone) in &gone.children {
         let Some(name) = step.strip_prefix("f:") else {
             continue;
@@ -440,13 +439,10 @@ fn remove_entries<'a>(
         let Some(value) = object.get_mut(name) else {
             continue;
         };
-        let emptied = if gone.member && kept.is_none() {
-            true
-        } else {
-            remove(slot(name), value, gone, kept.unwrap_or(&nothing)) && kept.is_none()
-        };
-        if emptied {
-            object.remove(name);
+        match kept {
+            // Nobody sets any of it any more; what defaults there are in it have no place without it.
+            None => drop(object.remove(name)),
+            Some(kept) => drop(remove(slot(name), value, gone, kept)),
         }
     }
 }

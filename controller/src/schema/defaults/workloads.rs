@@ -43,6 +43,11 @@ pub(super) fn stateful_set(object: &mut Object) {
     let retention = child(spec, "persistentVolumeClaimRetentionPolicy");
     set(retention, "whenDeleted", "Retain");
     set(retention, "whenScaled", "Retain");
+    let templates = spec.get_mut("volumeClaimTemplates").and_then(Value::as_array_mut);
+    for template in templates.into_iter().flatten().filter_map(Value::as_object_mut) {
+        template.insert("apiVersion".to_owned(), "v1".into());
+        template.insert("kind".to_owned(), "PersistentVolumeClaim".into());
+    }
 }
 
 pub(super) fn job(object: &mut Object) {
