@@ -80,19 +80,25 @@ pub(crate) enum FieldError {
     Type(TypeError),
 }
 
-/// Reads an object that a client sent: right kind, known fields, right types. It is in the version served.
-pub(crate) fn receive(call: &Call, decoded: Decoded, warnings: &mut Vec<String>) -> Result<Value, ApiError> {
-    let object = received(call, decoded, warnings, |error| unfit(call, error))?;
-    Ok(pruned(call, object))
+/// What becomes of values that mean the same as absent ones.
+#[derive(Clone, Copy, Debug)]
+enum Zeros {
+    Kept,
+    Dropped,
 }
 
-/// The same of an object that is applied: it keeps zero values, which say who sets a field.
+/// Reads an object that a client sent: right kind, known fields, right types. It is in the version served.
+pub(crate) fn receive(call: &Call, decoded: Decoded, warnings: &mut Vec<String>) -> Result<Value, ApiError> {
+    receive_or(call, decoded, warnings, |error| unfit(call, error))
+}
+
+/// [`receive`] for an object that is applied: it keeps zero values, which say who sets a field.
 pub(crate) fn receive_applied(
     call: &Call,
     decoded: Decoded,
     warnings: &mut Vec<String>,
 ) -> Result<Value, ApiError> {
-    received(call, decoded, warnings, |error| unfit(call, error))
+    received(call, decoded, warnings, Zeros::Kept, |error| unfit(call, error))
 }
 
 fn unfit(call: &Call, error: &FieldError) -> ApiError {
@@ -110,21 +116,21 @@ fn pruned(call: &Call, mut object: Value) -> Value {
     object
 }
 
-/// The same with other words for what is wrong with fields.
+/// [`receive`] with other words for what is wrong with fields.
 pub(crate) fn receive_or(
     call: &Call,
     decoded: Decoded,
     warnings: &mut Vec<String>,
     refuse: impl FnOnce(&FieldError) -> ApiError,
 ) -> Result<Value, ApiError> {
-    let object = received(call, decoded, warnings, refuse)?;
-    Ok(pruned(call, object))
+    received(call, decoded, warnings, Zeros::Dropped, refuse)
 }
 
 fn received(
     call: &Call,
     decoded: Decoded,
     warnings: &mut Vec<String>,
+    zeros: Zeros,
     refuse: impl FnOnce(&FieldError) -> ApiError,
 ) -> Result<Value, ApiError> {
     let Decoded {
@@ -151,8 +157,13 @@ fn received(
     }
     value["apiVersion"] = json!(expected);
     value["kind"] = json!(resource.kind);
-    check_fields(call, resource.schema(), &mut value, duplicates, warnings)
-        .map_err(|error| refuse(&error))?;
+    if let Some(schema) = resource.schema() {
+        check_fields(call, schema, &value, duplicates, warnings).map_err(|error| refuse(&error))?;
+        match zeros {
+            Zeros::Kept => schema.drop_unknown(&mut value),
+            Zeros::Dropped => schema.prune(&mut value),
+        }
+    }
     objects::drop_nulls(&mut value);
     if !value["metadata"].is_object() {
         value["metadata"] = json!({});
@@ -162,12 +173,11 @@ fn received(
 
 fn check_fields(
     call: &Call,
-    schema: Option<ObjectSchema<'_>>,
-    value: &mut Value,
+    schema: ObjectSchema<'_>,
+    value: &Value,
     duplicates: Vec<String>,
     warnings: &mut Vec<String>,
 ) -> Result<(), FieldError> {
-    let Some(schema) = schema else { return Ok(()) };
     let validation = FieldValidation::of(call);
     if validation != FieldValidation::Ignore {
         let unknown = schema.unknown_fields(value);
@@ -181,9 +191,7 @@ fn check_fields(
         }
         warnings.extend(found);
     }
-    schema.check_types(value).map_err(FieldError::Type)?;
-    schema.drop_unknown(value);
-    Ok(())
+    schema.check_types(value).map_err(FieldError::Type)
 }
 
 /// POST to a collection.
