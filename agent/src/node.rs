@@ -134,10 +134,12 @@ impl Registration {
             // A connection whose other end is gone says so after minutes: the next beat goes out on another one.
             let patience = self.interval.max(LEAST_PATIENCE);
             let beat = timeout(patience, self.beat(&current, !registered, write_status)).await;
-            let error = match beat {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(chain(&error)),
-                Err(_) => Some(format!("no answer within {patience:?}")),
+            // After an error the node may have been deleted, or the write lost; after silence the shortest beat has the best
+            // chances.
+            let (error, heard) = match beat {
+                Ok(Ok(())) => (None, true),
+                Ok(Err(error)) => (Some(chain(&error)), false),
+                Err(_) => (Some(format!("no answer within {patience:?}")), registered),
             };
             if let Some(error) = error {
                 tracing::warn!(
@@ -145,8 +147,7 @@ impl Registration {
                     error,
                     "the API server does not hear the node"
                 );
-                // The node may have been deleted, or the write lost.
-                registered = false;
+                registered = heard;
                 continue;
             }
             if !registered {

@@ -148,9 +148,9 @@ pub fn purge(state_dir: &Path) -> Result<bool, PodsError> {
             Ok(()) | Err(_) => {}
         }
         let removed = sandbox::remove_without_network(&config, dir).and_then(|()| {
-            record.as_ref().map_or(Ok(()), |record| {
-                sandbox::remove_logs(&config, |uid| uid == record.uid)
-            })
+            // Of a pod between two places there is no record.
+            let own = dir.file_name().unwrap_or_default();
+            sandbox::remove_logs(&config, |uid| own == uid)
         });
         if let Err(error) = removed {
             remains = Some(PodsError::Remains {

@@ -17,7 +17,7 @@ pub mod protobuf;
 pub mod strategic;
 
 pub use apply::{ApplyError, ApplyRequest, Conflict, Manager};
-pub use fields::TypeError;
+pub use fields::{TypeError, Zeros};
 pub(crate) use fields::go_text;
 pub use patch::PatchError;
 
@@ -92,12 +92,12 @@ impl KindSchema {
     /// Brings the object into the form in which a server stores it: without fields the kind does not have, nulls, and zero
     /// values that mean the same as absent ones; quantities and times in their canonical form.
     pub fn prune(&self, object: &mut Value) {
-        fields::prune(self.root, object);
+        fields::prune(self.root, object, Zeros::Dropped);
     }
 
-    /// Takes out fields that the kind does not have.
-    pub fn drop_unknown(&self, object: &mut Value) {
-        fields::drop_unknown(self.root, object);
+    /// The same for an object that is applied: zero values stay.
+    pub fn prune_applied(&self, object: &mut Value) {
+        fields::prune(self.root, object, Zeros::Kept);
     }
 
     /// Checks that every known field has a value of its type, as decoding into the Go type would.
@@ -125,7 +125,8 @@ impl KindSchema {
             }
             self.check_types(applied).map_err(|error| error.to_string())
         };
-        apply::apply(&apply::Target::built_in(self), check, live, request)
+        let canonical = |object: &mut Value| self.prune(object);
+        apply::apply(&apply::Target::built_in(self), check, canonical, live, request)
     }
 
     /// Brings `managedFields` of `new` up to date after a create, update or patch by `manager`.

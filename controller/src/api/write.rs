@@ -16,7 +16,7 @@ use super::status::ApiError;
 use super::{Call, admission, allocate, charges};
 use crate::custom::ObjectSchema;
 use crate::resources::{Problem, Problems, Reason, Resource, ResourceRef};
-use crate::schema::{ApplyError, ApplyRequest, Manager, TypeError};
+use crate::schema::{ApplyError, ApplyRequest, Manager, TypeError, Zeros};
 use crate::store::{Encoded, Expect, Object, Operation, StoreError, Write};
 
 /// How often a change is tried again when others write the object meanwhile.
@@ -78,13 +78,6 @@ pub(crate) enum FieldError {
     /// One has a value that does not fit.
     #[error(transparent)]
     Type(TypeError),
-}
-
-/// What becomes of values that mean the same as absent ones.
-#[derive(Clone, Copy, Debug)]
-enum Zeros {
-    Kept,
-    Dropped,
 }
 
 /// Reads an object that a client sent: right kind, known fields, right types. It is in the version served.
@@ -160,7 +153,7 @@ fn received(
     if let Some(schema) = resource.schema() {
         check_fields(call, schema, &value, duplicates, warnings).map_err(|error| refuse(&error))?;
         match zeros {
-            Zeros::Kept => schema.drop_unknown(&mut value),
+            Zeros::Kept => schema.prune_applied(&mut value),
             Zeros::Dropped => schema.prune(&mut value),
         }
     }

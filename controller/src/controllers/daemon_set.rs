@@ -255,6 +255,8 @@ impl DaemonSets {
         for (node, pod) in plan.failed.drain(..) {
             if let Some(wait) = self.failures.wait(key, &node, Instant::now()) {
                 again = Some(again.map_or(wait, |again| again.min(wait)));
+                // Beside it another would fail as fast.
+                plan.create.retain(|other| *other != node);
                 continue;
             }
             let message = format!(

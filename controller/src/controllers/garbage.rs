@@ -435,8 +435,9 @@ impl Collector {
                 Ok(None)
             }
             Action::Delete { policy, unblock } => {
-                if unblock {
-                    self.unblock(&node).await?;
+                if unblock && self.unblock(&node).await? {
+                    // Its new version is the one to delete.
+                    return Ok(Some(GRACE));
                 }
                 self.delete(&node, policy).await
             }
@@ -555,17 +556,17 @@ impl Collector {
         Ok(None)
     }
 
-    /// In a circle of owners everyone waits for everyone; this one stops holding up its owners.
-    async fn unblock(&self, node: &Node) -> Result<(), ControllerError> {
+    /// In a circle of owners everyone waits for everyone; this one stops holding up its owners. Whether it did.
+    async fn unblock(&self, node: &Node) -> Result<bool, ControllerError> {
         let mut owners = node.owners().to_vec();
         for owner in &mut owners {
             owner.block_owner_deletion = Some(false);
         }
         if owners == node.owners() {
-            Ok(())
-        } else {
-            self.patch(node, json!({ "ownerReferences": owners })).await
+            return Ok(false);
         }
+        self.patch(node, json!({ "ownerReferences": owners })).await?;
+        Ok(true)
     }
 
     async fn delete(&self, node: &Node, policy: Policy) -> Outcome {

@@ -44,10 +44,10 @@ impl ObjectSchema<'_> {
         }
     }
 
-    /// Takes out fields that the kind does not have.
-    pub fn drop_unknown(&self, object: &mut Value) {
+    /// The same for an object that is applied: zero values stay.
+    pub fn prune_applied(&self, object: &mut Value) {
         match self {
-            Self::BuiltIn(schema) => schema.drop_unknown(object),
+            Self::BuiltIn(schema) => schema.prune_applied(object),
             Self::Custom(resource) => resource.schema().prune(object),
         }
     }
@@ -72,7 +72,8 @@ impl ObjectSchema<'_> {
                     Some(field) => Err(format!(".{field}: field not declared in schema")),
                     None => Ok(()),
                 };
-                apply::apply(&target(resource), check, live, request)
+                let canonical = |object: &mut Value| self.prune(object);
+                apply::apply(&target(resource), check, canonical, live, request)
             }
         }
     }

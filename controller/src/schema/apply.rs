@@ -148,10 +148,12 @@ fn strip(set: &mut FieldSet, subresource: Option<&str>) {
     set.member = false;
 }
 
-/// Applies; `check` says what is wrong with the applied object's fields.
+/// Applies; `check` says what is wrong with the applied object's fields, and `canonical` brings an object into the form in which
+/// it is stored.
 pub(crate) fn apply(
     target: &Target<'_>,
     check: impl Fn(&Value) -> Result<(), String>,
+    canonical: impl Fn(&mut Value),
     live: Option<&Value>,
     request: &ApplyRequest<'_>,
 ) -> Result<Value, ApplyError> {
@@ -174,12 +176,17 @@ pub(crate) fn apply(
     entries.retain(|entry| !is_own(entry));
 
     if let Some(live) = live {
-        let mut changed = walk::difference(slot, Some(live), Some(&merged)).changed;
+        // What is no difference to the store is none to other managers, and a zero value takes theirs away.
+        let mut stored = merged.clone();
+        canonical(&mut stored);
+        let found = walk::difference(slot, Some(live), Some(&stored));
+        let mut changed = found.changed;
+        changed.union(found.removed);
         strip(&mut changed, manager.subresource);
         let changed = changed.intersection(&owned);
         let allowed = match manager.name {
             // What it applied itself before, when it still did that on the client's side.
-            "kubectl" => last_applied(target, live),
+            "kubectl" => last_applied(target, canonical, live),
             _ => FieldSet::default(),
         };
         take_over(&mut entries, &changed, &allowed, request.force)?;
@@ -264,15 +271,16 @@ fn before_first_apply(target: &Target<'_>, live: &Value) -> Vec<Entry> {
 }
 
 /// The fields that are as `kubectl apply` left them when it last computed the patch itself.
-fn last_applied(target: &Target<'_>, live: &Value) -> FieldSet {
+fn last_applied(target: &Target<'_>, canonical: impl Fn(&mut Value), live: &Value) -> FieldSet {
     const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
     let text = live["metadata"]["annotations"][LAST_APPLIED].as_str();
-    let Some(last) = text.and_then(|text| serde_json::from_str::<Value>(text).ok()) else {
+    let Some(mut last) = text.and_then(|text| serde_json::from_str::<Value>(text).ok()) else {
         return FieldSet::default();
     };
     if last["apiVersion"] != target.api_version.as_str() {
         return FieldSet::default();
     }
+    canonical(&mut last);
     let since = walk::difference(target.root, Some(&last), Some(live));
     let mut fields = walk::collect(target.root, &last);
     fields.subtract(&since.changed);

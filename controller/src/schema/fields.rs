@@ -73,50 +73,33 @@ fn find_unknown(shape: Shape, value: &Value, path: &mut String, found: &mut Vec<
     }
 }
 
-/// Takes out fields that their types do not have.
-pub(super) fn drop_unknown(shape: Shape, value: &mut Value) {
-    match (shape.unwrapped(), value) {
-        (Shape::Struct(id), Value::Object(object)) => {
-            let definition = id.definition();
-            object.retain(|name, _| definition.field(name).is_some());
-            for (name, value) in object.iter_mut() {
-                if let Some(field) = definition.field(name) {
-                    drop_unknown(field.shape, value);
-                }
-            }
-        }
-        (Shape::List(inner), Value::Array(items)) => {
-            for item in items {
-                drop_unknown(*inner, item);
-            }
-        }
-        (Shape::Map(inner), Value::Object(entries)) => {
-            for entry in entries.values_mut() {
-                drop_unknown(*inner, entry);
-            }
-        }
-        _ => {}
-    }
+/// What becomes of values that mean the same as absent ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zeros {
+    /// They stay: who applies one wants it and owns it.
+    Kept,
+    /// They go, as encoding leaves them out.
+    Dropped,
 }
 
 /// Brings a value into the form that decoding into the Go type and encoding again would give it.
-pub(super) fn prune(shape: Shape, value: &mut Value) {
+pub(super) fn prune(shape: Shape, value: &mut Value, zeros: Zeros) {
     match shape.unwrapped() {
         Shape::Struct(id) => {
             if let Value::Object(object) = value {
-                prune_struct(id.definition(), object);
+                prune_struct(id.definition(), object, zeros);
             }
         }
         Shape::List(inner) => value
             .as_array_mut()
             .into_iter()
             .flatten()
-            .for_each(|item| prune_item(*inner, item)),
+            .for_each(|item| prune_item(*inner, item, zeros)),
         Shape::Map(inner) => value
             .as_object_mut()
             .into_iter()
             .flat_map(Map::values_mut)
-            .for_each(|entry| prune_item(*inner, entry)),
+            .for_each(|entry| prune_item(*inner, entry, zeros)),
         Shape::Quantity => {
             let text = match &*value {
                 Value::String(text) => text.clone(),
@@ -135,11 +118,11 @@ pub(super) fn prune(shape: Shape, value: &mut Value) {
 
 /// Brings a value of a list or map into its form. A null there is no absent value: Go reads it as the zero value, and clients
 /// that know the type cannot read it at all.
-fn prune_item(shape: Shape, item: &mut Value) {
+fn prune_item(shape: Shape, item: &mut Value, zeros: Zeros) {
     if item.is_null() {
         *item = zero(shape);
     }
-    prune(shape, item);
+    prune(shape, item, zeros);
 }
 
 fn zero(shape: Shape) -> Value {
@@ -155,13 +138,16 @@ fn zero(shape: Shape) -> Value {
     }
 }
 
-fn prune_struct(definition: &TypeDef, object: &mut Map<String, Value>) {
+fn prune_struct(definition: &TypeDef, object: &mut Map<String, Value>, zeros: Zeros) {
     object.retain(|name, value| {
         let Some(field) = definition.field(name) else {
             return false;
         };
-        prune(field.shape, value);
-        !is_omitted(field, value)
+        prune(field.shape, value, zeros);
+        match zeros {
+            Zeros::Kept => !value.is_null(),
+            Zeros::Dropped => !is_omitted(field, value),
+        }
     });
 }
 

@@ -22,6 +22,9 @@ pub fn parse_yaml_with_duplicates(text: &[u8]) -> Result<(Value, Vec<String>), s
     Ok((value, found.duplicates))
 }
 
+/// What aliases may make of a short text.
+const LEAST_ROOM: usize = 1 << 20;
+
 /// So many are named; more make the message no clearer, and each is looked for among those before.
 const MOST_DUPLICATES: usize = 100;
 
@@ -38,7 +41,7 @@ impl Found {
         Self {
             path: String::new(),
             duplicates: Vec::new(),
-            room: 4 * bytes + 16,
+            room: (4 * bytes).max(LEAST_ROOM),
         }
     }
 

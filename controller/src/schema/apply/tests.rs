@@ -477,3 +477,49 @@ fn what_kubectl_applied_on_its_own_side_it_may_apply_on_the_servers() {
         "{told}"
     );
 }
+
+#[test]
+fn what_means_the_same_is_no_conflict_and_nothing_said_takes_nothing() {
+    let schema = kind("apps", "v1", "Deployment").expect("known");
+    let with_cpu = |cpu: &str, rest: Value| {
+        let mut container = container("a", "x");
+        container["resources"] = json!({"requests": {"cpu": cpu}});
+        let mut object = with_containers(json!([container]));
+        object["spec"]["paused"] = rest;
+        object
+    };
+    let mut live = with_cpu("1000m", json!(false));
+    schema.prune(&mut live);
+    let live = update_as("creator", None, live);
+    let mut applied = with_cpu("1000m", json!(false));
+    applied["spec"]["template"]["metadata"] = json!({"annotations": {"a": "b"}});
+    let first = apply_as("one", Some(&live), &applied, false).expect("no difference");
+    let mut first = first;
+    schema.prune(&mut first);
+    apply_as("two", Some(&first), &applied, false).expect("both say the same");
+
+    // An empty value in a manifest is no value.
+    let mut restarted = first.clone();
+    restarted["spec"]["template"]["metadata"]["annotations"]["restartedAt"] = json!("now");
+    let live = update_as("kubectl-rollout", Some(&first), restarted);
+    let mut applied = with_cpu("1", json!(false));
+    applied["spec"]["template"]["metadata"] = json!({"annotations": null});
+    schema.prune_applied(&mut applied);
+    let object = apply_as("one", Some(&live), &applied, false).expect("applied");
+    let annotations = &object["spec"]["template"]["metadata"]["annotations"];
+    assert_eq!(annotations["restartedAt"], "now");
+}
+
+#[test]
+fn finalizers_and_labels_of_nobody_stay() {
+    let mut applied = deployment(json!({"replicas": 1}));
+    applied["metadata"]["finalizers"] = json!(["mine"]);
+    applied["metadata"]["labels"] = json!({"mine": "1"});
+    let mut live = apply_as("me", None, &applied, false).expect("applied");
+    // As admission adds them, after the managers were written.
+    live["metadata"]["finalizers"] = json!(["mine", "servers"]);
+    live["metadata"]["labels"]["servers"] = json!("1");
+    let object = apply_as("me", Some(&live), &deployment(json!({"replicas": 1})), false).expect("applied");
+    assert_eq!(object["metadata"]["finalizers"], json!(["servers"]));
+    assert_eq!(object["metadata"]["labels"], json!({"servers": "1"}));
+}

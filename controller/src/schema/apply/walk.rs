@@ -431,6 +431,7 @@ fn remove_entries<'a>(
     kept: &FieldSet,
     slot: impl Fn(&str) -> Slot<'a>,
 ) {
+    let nothing = FieldSet::default();
     for (step, gone) in &gone.children {
         let Some(name) = step.strip_prefix("f:") else {
             continue;
@@ -439,10 +440,18 @@ fn remove_entries<'a>(
         let Some(value) = object.get_mut(name) else {
             continue;
         };
-        match kept {
-            // Nobody sets any of it any more; what defaults there are in it have no place without it.
-            None => drop(object.remove(name)),
-            Some(kept) => drop(remove(slot(name), value, gone, kept)),
+        let slot = slot(name);
+        // Nobody sets any of it any more; what defaults there are in a struct have no place without it.
+        let whole = gone.member || matches!(slot.merging(), Merging::Struct(_));
+        let emptied = match kept {
+            None => whole || remove(slot, value, gone, &nothing),
+            Some(kept) => {
+                remove(slot, value, gone, kept);
+                false
+            }
+        };
+        if emptied {
+            object.remove(name);
         }
     }
 }
