@@ -17,8 +17,8 @@ pub mod protobuf;
 pub mod strategic;
 
 pub use apply::{ApplyError, ApplyRequest, Conflict, Manager};
-pub use fields::{TypeError, Zeros};
 pub(crate) use fields::go_text;
+pub use fields::{TypeError, Zeros};
 pub use patch::PatchError;
 
 /// The schema of one kind in one version.
