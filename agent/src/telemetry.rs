@@ -1,6 +1,7 @@
 //! The log: one line an event on stderr.
 
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+pub(crate) use weft_controller::controllers::chain;
 
 /// The form of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -29,16 +30,4 @@ pub fn init(filter: &str, format: LogFormat) {
             .with(fmt::layer().json().with_writer(std::io::stderr))
             .init(),
     }
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

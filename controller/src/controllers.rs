@@ -364,7 +364,7 @@ async fn work(queue: &Queue<ObjectKey>, key: ObjectKey, reconcile: &Reconcile) -
 }
 
 /// An error with its sources on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(inner) = source {

@@ -172,14 +172,12 @@ fn node_may(node: &str, reference: &Value, pod: Option<&Value>, audiences: &[Str
     }
     let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
     let sources = volumes.filter_map(|volume| volume["projected"]["sources"].as_array());
-    let named: Vec<&Value> = sources
+    let named: Vec<&str> = sources
         .flatten()
-        .map(|source| &source["serviceAccountToken"]["audience"])
+        .filter_map(|source| source["serviceAccountToken"]["audience"].as_str())
         .collect();
-    match audiences
-        .iter()
-        .find(|audience| *audience != ISSUER && !named.contains(&&Value::from(audience.as_str())))
-    {
+    let foreign = |audience: &&String| *audience != ISSUER && !named.contains(&audience.as_str());
+    match audiences.iter().find(foreign) {
         Some(audience) => Err(format!("audience {audience:?} not found in pod spec volume")),
         None => Ok(()),
     }

@@ -20,6 +20,7 @@ use tracing::{debug, info};
 
 use self::decide::{Action, Item, OwnerState, Policy, decide};
 use super::discovery::{AnyKind, AnyMeta, all_kinds};
+use super::volumes::has_finalizer;
 use super::{Context, ControllerError, Outcome, chain, is_conflict, is_not_found, spawn_workers};
 use crate::informer::{Cached, IndexKey, ObjectKey, Store};
 use crate::queue::{Backoff, Queue};
@@ -33,7 +34,7 @@ const GRACE: Duration = Duration::from_millis(200);
 /// Owners known to be gone; the set is cleared when full.
 const REMEMBERED: usize = 16_384;
 const FOREGROUND: &str = "foregroundDeletion";
-const ORPHAN: &str = "orphan";
+pub(super) const ORPHAN: &str = "orphan";
 
 /// An object in the graph.
 struct Node {
@@ -90,11 +91,7 @@ impl Node {
     }
 
     fn has_finalizer(&self, name: &str) -> bool {
-        self.metadata()
-            .finalizers
-            .iter()
-            .flatten()
-            .any(|finalizer| finalizer == name)
+        has_finalizer(self.metadata(), name)
     }
 
     fn is_deleting(&self) -> bool {

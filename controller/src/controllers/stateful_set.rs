@@ -25,8 +25,9 @@ use super::events::Kind;
 use super::history::{HASH_LABEL, History, Subject, template_of};
 use super::pod::PodView;
 use super::pod_control::delete_pod;
+use super::volumes::has_finalizer;
 use super::{
-    Context, ControllerError, Outcome, is_conflict, is_not_found, is_terminating_namespace, said,
+    Context, ControllerError, Outcome, garbage, is_conflict, is_not_found, is_terminating_namespace, said,
     spawn_workers, subscribe, write_status,
 };
 use crate::informer::ObjectKey;
@@ -89,7 +90,7 @@ async fn reconcile(context: &Context, key: &ObjectKey) -> Outcome {
     };
     let Some(spec) = &set.spec else { return Ok(None) };
     let meta = &set.metadata;
-    if meta.deletion_timestamp.is_some() && meta.finalizers.iter().flatten().any(|name| name == "orphan") {
+    if meta.deletion_timestamp.is_some() && has_finalizer(meta, garbage::ORPHAN) {
         // What it leaves behind is to be nobody's, its claims above all.
         return Ok(None);
     }

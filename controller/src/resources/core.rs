@@ -326,14 +326,8 @@ fn data_keys(object: &Value, parts: &[&str], problems: &mut Problems) {
             // Three bytes in four letters, but for the padding.
             let encoded = *part == "binaryData" || object["kind"] == "Secret";
             total += if encoded {
-                text.len() / 4 * 3
-                    - text
-                        .bytes()
-                        .rev()
-                        .take(2)
-                        .filter(|c| *c == b'=')
-                        .count()
-                        .min(text.len() / 4 * 3)
+                let padding = text.bytes().rev().take(2).filter(|c| *c == b'=').count();
+                (text.len() / 4 * 3).saturating_sub(padding)
             } else {
                 text.len()
             };

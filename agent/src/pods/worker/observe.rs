@@ -183,12 +183,15 @@ fn told_end(told: &ContainerStateTerminated, now: Timestamp) -> Ended {
     }
 }
 
-/// The end of what ended unseen.
+/// The exit code of what ended unseen: whatever it was, it is dead.
+const KILLED: i32 = 128 + libc::SIGKILL;
+
+/// The end of what ended unseen, as records have it.
 fn lost(started_at: Option<Timestamp>, now: Timestamp) -> Ended {
     Ended {
         started_at,
         finished_at: now,
-        exit_code: 128 + libc::SIGKILL,
+        exit_code: KILLED,
         signal: Some(libc::SIGKILL),
         reason: "Error".to_owned(),
         message: None,
@@ -205,7 +208,7 @@ pub(super) fn mark_lost(container: &mut ContainerState) {
     container.phase = Phase::Exited {
         started_at,
         finished_at: Timestamp::now(),
-        exit_code: 128 + libc::SIGKILL,
+        exit_code: KILLED,
         signal: Some(libc::SIGKILL),
         oom_killed: false,
     };
